@@ -298,7 +298,8 @@ def resolve_model(text: str, store: Store | None = None) -> Path:
     """
     folder = Path(text).expanduser()
     if not folder.is_dir() and ":" in text:
-        folder = _stage_folder(*text.rsplit(":", 1), store or Store())
+        run, _, stage = text.rpartition(":")
+        folder = _stage_folder(run, stage, store or Store())
     if not folder.exists():
         raise UsageError(f"no model at {text}: no such folder", "give a model folder or RUN:STAGE; see `dunwu runs`")
     if not folder.is_dir():
@@ -321,7 +322,7 @@ def _stage_folder(run: str, stage: str, store: Store) -> Path:
     if artifact is None:
         status = record.get("status")
         missing = (
-            f"{run}:{stage} is {status}" if status in ("running", "failed") else f"the files of {run}:{stage} are gone"
+            f"the files of {run}:{stage} are gone" if status in ("done", "reused") else f"{run}:{stage} is {status}"
         )
         raise UsageError(missing, "run the recipe again with the same --out: it resumes and rebuilds what is missing")
     return artifact.path
