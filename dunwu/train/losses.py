@@ -29,11 +29,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dunwu.types import UsageError
 
@@ -265,18 +264,18 @@ def policy_metrics(
 
 
 def token_logprobs(
-    logits_BTV: Tensor, ids_BT: Tensor, temperature: float = 1.0, chunk_tokens: int = 4096
+    logits_BTV: Tensor, ids_BT: Tensor, temperature: float = 1.0, chunk_values: int = 2**18
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each chosen token, and the entropy of the distribution it was chosen from.
 
-    Computed in fp32 whatever the logits' dtype, `chunk_tokens` positions at a time; the backward pass recomputes a
-    chunk, so fp32 logits never exist for more than one chunk.
+    Computed in fp32 whatever the logits' dtype, `chunk_values` logits at a time; the backward pass recomputes each
+    chunk, so neither fp32 logits nor probabilities ever exist for more than one chunk.
 
     Args:
         logits_BTV: (..., V); position t must already be the prediction *of* `ids_BT[t]` (shifted by one).
-        ids_BT: (...) token ids.
+        ids_BT: (...) token ids; any valid id at masked positions.
         temperature: divides the logits, as in the sampler (1 = the model's own distribution). No top-k or top-p.
-        chunk_tokens: positions per chunk.
+        chunk_values: positions x V per chunk; at least one position.
 
     Returns:
         logprobs (...) with gradient and entropy (...) without, in nats, fp32 (float64 for float64 logits).
@@ -288,26 +287,43 @@ def token_logprobs(
         raise UsageError(f"temperature is {temperature}", "a policy gradient needs temperature > 0")
     if logits_BTV.shape[:-1] != ids_BT.shape:
         raise ValueError(f"logits {tuple(logits_BTV.shape)} do not fit ids {tuple(ids_BT.shape)}")
-    logits_NV, ids_N = logits_BTV.reshape(-1, logits_BTV.shape[-1]), ids_BT.reshape(-1)
-    logprobs, entropies = [], []
-    for logits, ids in zip(torch.split(logits_NV, chunk_tokens), torch.split(ids_N, chunk_tokens)):
-        logprob = checkpoint(_chosen_logprobs, logits, ids, temperature, use_reentrant=False, preserve_rng_state=False)
-        logprobs.append(logprob)
-        entropies.append(entropy(logits, temperature))
-    return torch.cat(logprobs).view(ids_BT.shape), torch.cat(entropies).view(ids_BT.shape)
+    vocab_size = logits_BTV.shape[-1]
+    rows = max(1, chunk_values // vocab_size)
+    logprobs_N, entropy_N = _ChosenLogprobs.apply(  # type: ignore[no-untyped-call]
+        logits_BTV.reshape(-1, vocab_size), ids_BT.reshape(-1), temperature, rows
+    )
+    return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
 
 
-@torch.no_grad()
-def entropy(logits_BTV: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats, (..., V) → (...), of softmax(logits / temperature); no gradient."""
-    log_p = torch.log_softmax(_fp32(logits_BTV) / temperature, dim=-1)
-    # p log p is 0 at p = 0, where log p is -inf (a vocabulary entry masked out).
-    return -torch.where(log_p == -torch.inf, 0.0, log_p.exp() * log_p).sum(dim=-1)
+class _ChosenLogprobs(torch.autograd.Function):
+    """log softmax(logits / temperature)[id]; its gradient is (onehot(id) - softmax) / temperature, made chunk by chunk.
 
+    Plain autograd would keep the fp32 log-softmax of every position alive until the backward pass.
+    """
 
-def _chosen_logprobs(logits_NV: Tensor, ids_N: Tensor, temperature: float) -> Tensor:
-    log_p: Tensor = torch.log_softmax(_fp32(logits_NV) / temperature, dim=-1)
-    return log_p.gather(-1, ids_N[:, None]).squeeze(-1)
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor, temperature: float, rows: int) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = [], []
+        for logits, ids in zip(torch.split(logits_NV, rows), torch.split(ids_N, rows)):
+            log_p = torch.log_softmax(_fp32(logits) / temperature, dim=-1)
+            logprobs.append(log_p.gather(-1, ids[:, None]).squeeze(-1))
+            # A vocabulary entry masked to -inf has p = 0 and adds nothing; 0 * -inf would add NaN.
+            entropies.append(-(log_p.exp() * log_p.clamp(min=-1e4)).sum(dim=-1))
+        ctx.save_for_backward(logits_NV, ids_N)
+        ctx.temperature, ctx.rows = temperature, rows
+        outputs = torch.cat(logprobs), torch.cat(entropies)
+        ctx.mark_non_differentiable(outputs[1])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_NV, ids_N = ctx.saved_tensors
+        chunks = (torch.split(x, ctx.rows) for x in (logits_NV, ids_N, grads[0] / ctx.temperature))
+        grad_NV = torch.empty_like(logits_NV)
+        for out, logits, ids, grad in zip(torch.split(grad_NV, ctx.rows), *chunks):
+            grad_logits = torch.softmax(_fp32(logits) / ctx.temperature, dim=-1).mul_(-grad[:, None])
+            out.copy_(grad_logits.scatter_add_(-1, ids[:, None], grad[:, None]))
+        return grad_NV, None, None, None
 
 
 def _fp32(x: Tensor) -> Tensor:
