@@ -8,9 +8,10 @@ The verifier does not look at the thinking. Not covered: problems from a file (`
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Literal
 
 from dunwu.tasks.expression import SPACE, Evaluated, ExpressionError, evaluate
@@ -29,16 +30,7 @@ from dunwu.tasks.templates import (
 )
 from dunwu.types import DunwuError, Problem, UsageError, Verdict, derive_seed
 
-__all__ = [
-    "TEMPLATE_EN",
-    "TEMPLATE_ZH",
-    "Countdown",
-    "CountdownConfig",
-    "question",
-    "solve",
-    "split_of",
-    "value_table",
-]
+__all__ = ["TEMPLATE_EN", "TEMPLATE_ZH", "Countdown", "CountdownConfig", "question", "solve", "split_of", "value_table"]
 
 MAX_GIVEN = 16
 """Most numbers a problem to be scored may give."""
@@ -84,34 +76,25 @@ class CountdownConfig:
 
     def __post_init__(self) -> None:
         if not 2 <= self.operands <= MAX_OPERANDS:
-            raise UsageError(
-                f"countdown: operands = {self.operands}", f"2 to {MAX_OPERANDS}"
-            )
+            raise UsageError(f"countdown: operands = {self.operands}", f"2 to {MAX_OPERANDS}")
         if not 0 <= self.low <= self.high <= MAX_NUMBER:
-            raise UsageError(
-                f"countdown: numbers from {self.low} to {self.high}",
-                f"0 <= low <= high <= {MAX_NUMBER}",
-            )
+            raise UsageError(f"countdown: numbers from {self.low} to {self.high}", f"0 <= low <= high <= {MAX_NUMBER}")
         if self.target_low > self.target_high:
-            raise UsageError(
-                f"countdown: targets from {self.target_low} to {self.target_high}",
-                "low <= high",
-            )
+            raise UsageError(f"countdown: targets from {self.target_low} to {self.target_high}", "low <= high")
         if self.solvable not in ("only", "any", "never"):
-            raise UsageError(
-                f"countdown: solvable = {self.solvable!r}", "only, any or never"
-            )
+            raise UsageError(f"countdown: solvable = {self.solvable!r}", "only, any or never")
         if self.language not in TEMPLATES:
-            raise UsageError(
-                f"countdown: language = {self.language!r}",
-                f"one of {', '.join(TEMPLATES)}",
-            )
+            raise UsageError(f"countdown: language = {self.language!r}", f"one of {', '.join(TEMPLATES)}")
         fewest, most = self.solution_range
         if fewest > most or most < 0:
             raise UsageError(
                 f"countdown: solvable = {self.solvable!r} leaves no room for {self.min_solutions} to "
                 f"{self.max_solutions} solutions",
                 "min_solutions <= max_solutions, and neither with solvable = 'never'",
+            )
+        if not (isfinite(self.accuracy_weight) and isfinite(self.format_weight)):
+            raise UsageError(
+                f"countdown: reward weights {self.accuracy_weight} and {self.format_weight}", "give finite numbers"
             )
         if self.prompt_template is not None:
             check_template(self.prompt_template)
@@ -123,10 +106,7 @@ class CountdownConfig:
         most = 0 if self.solvable == "never" else float("inf")
         return (
             max(fewest, self.min_solutions if self.min_solutions is not None else 0),
-            min(
-                most,
-                self.max_solutions if self.max_solutions is not None else float("inf"),
-            ),
+            min(most, self.max_solutions if self.max_solutions is not None else float("inf")),
         )
 
     @property
@@ -150,14 +130,8 @@ class Countdown:
     def __init__(self, config: CountdownConfig | None = None) -> None:
         self.config = config = config if config is not None else CountdownConfig()
         template = config.prompt_template
-        self.template = check_template(
-            TEMPLATES[config.language] if template is None else template
-        )
-        self.think_opened = (
-            opens_think(self.template)
-            if config.think_opened is None
-            else config.think_opened
-        )
+        self.template = check_template(TEMPLATES[config.language] if template is None else template)
+        self.think_opened = opens_think(self.template) if config.think_opened is None else config.think_opened
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         """The `index`-th problem of a seed's ordering of a split. Where the split can be listed (up to 3 operands from
@@ -169,22 +143,14 @@ class Countdown:
         check_draw(split, index)
         numbers, target = self._draw(split, seed, index)
         shown = list(numbers)
-        random.Random(derive_seed(self.name, "order", split, seed, index)).shuffle(
-            shown
-        )
-        return self.make_problem(
-            shown, target, {"split": split, "seed": seed, "index": index}
-        )
+        random.Random(derive_seed(self.name, "order", split, seed, index)).shuffle(shown)
+        return self.make_problem(shown, target, {"split": split, "seed": seed, "index": index})
 
-    def make_problem(
-        self, numbers: Sequence[int], target: int, meta: Mapping[str, Any] | None = None
-    ) -> Problem:
+    def make_problem(self, numbers: Sequence[int], target: int, meta: Mapping[str, Any] | None = None) -> Problem:
         """The problem of these numbers, in this order, and this target; its id names its canonical form."""
         identity = f"{self.name}-{'-'.join(map(str, sorted(numbers)))}-{target}"
         data = {"numbers": list(numbers), "target": target}
-        return Problem(
-            self.name, identity, data, self.prompt(numbers, target), meta or {}
-        )
+        return Problem(self.name, identity, data, self.prompt(numbers, target), meta or {})
 
     def prompt(self, numbers: Sequence[int], target: int) -> str:
         """The text the model continues; it does not end in white space."""
@@ -198,21 +164,12 @@ class Countdown:
         """
         numbers, target, fault = read_problem(problem.data)
         if fault is not None:
-            raise DunwuError(
-                f"problem {problem.id}: {fault}",
-                'give {"numbers": [3, 7, 12], "target": 24}',
-            )
+            raise DunwuError(f"problem {problem.id}: {fault}", 'give {"numbers": [3, 7, 12], "target": 24}')
         if len(numbers) > MAX_OPERANDS:
-            raise DunwuError(
-                f"problem {problem.id}: {len(numbers)} numbers",
-                f"at most {MAX_OPERANDS} can be solved",
-            )
+            raise DunwuError(f"problem {problem.id}: {len(numbers)} numbers", f"at most {MAX_OPERANDS} can be solved")
         solutions = solve(numbers, target, limit=1)
         if not solutions:
-            raise DunwuError(
-                f"problem {problem.id} has no solution",
-                "only solvable problems have a gold answer",
-            )
+            raise DunwuError(f"problem {problem.id} has no solution", "only solvable problems have a gold answer")
         opening = "" if self.think_opened else THINK
         return f"{opening}{solutions[0]}={target}{THINK_END}\n{ANSWER}{solutions[0]}{ANSWER_END}"
 
@@ -248,19 +205,12 @@ class Countdown:
         return self._verdict(1.0, formatted, False, parsed.reason, answer)
 
     def _verdict(
-        self,
-        accuracy: float,
-        formatted: float,
-        unparsable: bool,
-        reason: str | None,
-        answer: str | None,
+        self, accuracy: float, formatted: float, unparsable: bool, reason: str | None, answer: str | None
     ) -> Verdict:
         config = self.config
         reward = config.accuracy_weight * accuracy + config.format_weight * formatted
         rewards = {"accuracy": accuracy, "format": formatted}
-        return Verdict(
-            rewards, reward, "unparsable" if unparsable else "ok", reason, answer
-        )
+        return Verdict(rewards, reward, "unparsable" if unparsable else "ok", reason, answer)
 
     def _draw(self, split: str, seed: int, index: int) -> Pair:
         """The canonical problem at (split, seed, index)."""
@@ -281,14 +231,8 @@ def read_problem(data: Mapping[str, Any]) -> tuple[list[int], int, str | None]:
     if not isinstance(numbers, list | tuple) or not 1 <= len(numbers) <= MAX_GIVEN:
         return [], 0, f'problem: "numbers" is not a list of 1 to {MAX_GIVEN} integers'
     for number in numbers:
-        if (
-            type(number) is not int or not 0 <= number <= MAX_NUMBER
-        ):  # bool is an int to isinstance
-            return (
-                [],
-                0,
-                f'problem: "numbers" holds something else than integers from 0 to {MAX_NUMBER}',
-            )
+        if type(number) is not int or not 0 <= number <= MAX_NUMBER:  # bool is an int to isinstance
+            return [], 0, f'problem: "numbers" holds something else than integers from 0 to {MAX_NUMBER}'
     if type(target) is not int:
         return [], 0, 'problem: "target" is not an integer'
     return list(numbers), target, None
@@ -309,7 +253,7 @@ def _fits(config: CountdownConfig, numbers: tuple[int, ...], target: int) -> boo
     """Whether the problem has as many solutions as the config asks for."""
     fewest, most = config.solution_range
     if config.counts_solutions:
-        return fewest <= len(value_table(numbers).get(target, ())) <= most
+        return fewest <= len(solve(numbers, target)) <= most
     return fewest <= (target in reachable(numbers)) <= most
 
 
@@ -320,22 +264,22 @@ def _listed(config: CountdownConfig, split: str) -> tuple[Pair, ...]:
     found = []
     for rank in range(multisets):
         numbers = multiset(rank, config.low, config.high, config.operands)
-        for target in _candidates(config, numbers):
+        for target in _targets(config, numbers):
             if split_of(numbers, target) == split and _fits(config, numbers, target):
                 found.append((numbers, target))
     return tuple(found)
 
 
-def _candidates(config: CountdownConfig, numbers: tuple[int, ...]) -> Sequence[int]:
+def _targets(config: CountdownConfig, numbers: tuple[int, ...]) -> Sequence[int]:
     """The targets of the range, in order; only the reachable ones if unreachable ones are not wanted."""
     if config.solution_range[0] == 0:
         return range(config.target_low, config.target_high + 1)
-    low, high = config.target_low, config.target_high
-    return sorted(
-        value
-        for value in reachable(numbers)
-        if isinstance(value, int) and low <= value <= high
-    )
+    return _reachable_targets(numbers, config.target_low, config.target_high)
+
+
+@lru_cache(maxsize=1 << 14)
+def _reachable_targets(numbers: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
+    return tuple(sorted(int(value) for value in reachable(numbers) if value.denominator == 1 and low <= value <= high))
 
 
 def _sample(config: CountdownConfig, split: str, seed: int, index: int) -> Pair:
@@ -350,21 +294,15 @@ def _sample(config: CountdownConfig, split: str, seed: int, index: int) -> Pair:
     rng = random.Random(derive_seed("countdown", "target", split, seed, index))
     for attempt in range(1000):
         if attempt < own:
-            rank = permuted(
-                place * own + attempt, multisets, "countdown", split, seed, lap
-            )
+            rank = permuted(place * own + attempt, multisets, "countdown", split, seed, lap)
         else:
             rank = rng.randrange(multisets)
         numbers = multiset(rank, config.low, config.high, config.operands)
-        for target in _shuffled(_candidates(config, numbers), rng):
+        targets = _targets(config, numbers)
+        for target in rng.sample(targets, min(len(targets), 200)):  # in random order, a large range not listed
             if split_of(numbers, target) == split and _fits(config, numbers, target):
                 return numbers, target
     raise _empty(config, split)
-
-
-def _shuffled(values: Sequence[int], rng: random.Random) -> Iterator[int]:
-    """Up to 200 of the values in random order, without listing a large range."""
-    yield from rng.sample(values, min(len(values), 200))
 
 
 def _empty(config: CountdownConfig, split: str) -> DunwuError:

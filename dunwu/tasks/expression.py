@@ -105,25 +105,19 @@ def _plain(text: str) -> str:
         for character in plain:
             depth += (character == "(") - (character == ")")
             if depth > MAX_NESTING:
-                raise ExpressionError(
-                    f"more than {MAX_NESTING} parentheses open at once"
-                )
+                raise ExpressionError(f"more than {MAX_NESTING} parentheses open at once")
     return plain
 
 
 def _walk(node: ast.expr) -> Rational:
     """The exact value of a syntax tree, at most `MAX_CHARACTERS` deep."""
     if isinstance(node, ast.Constant):
-        assert (
-            type(node.value) is int
-        )  # the characters allowed can spell no other literal
+        assert type(node.value) is int  # the characters allowed can spell no other literal
         return node.value
     if not isinstance(node, ast.BinOp):
         if isinstance(node, ast.UnaryOp):
             raise ExpressionError("a sign in front of a number or a parenthesis")
-        raise ExpressionError(
-            "not a well-formed expression"
-        )  # 3(4) is a call, () a tuple
+        raise ExpressionError("not a well-formed expression")  # 3(4) is a call, () a tuple
     left, right, operator = _walk(node.left), _walk(node.right), type(node.op)
     if operator is ast.Add:
         return left + right
@@ -135,6 +129,4 @@ def _walk(node: ast.expr) -> Rational:
         if right == 0:
             raise ExpressionError("division by zero")
         return divide(left, right)
-    raise ExpressionError(
-        f"operator {_REFUSED_OPERATORS[operator]} is not one of + - * /"
-    )
+    raise ExpressionError(f"operator {_REFUSED_OPERATORS[operator]} is not one of + - * /")

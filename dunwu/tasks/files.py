@@ -31,10 +31,7 @@ def load_problems(path: str | Path) -> list[dict[str, Any]]:
     problems = []
     for line, row in rows:
         numbers = row.get("numbers", row.get("nums")) if isinstance(row, dict) else None
-        problem = {
-            "numbers": numbers,
-            "target": row.get("target") if isinstance(row, dict) else None,
-        }
+        problem = {"numbers": numbers, "target": row.get("target") if isinstance(row, dict) else None}
         fault = read_problem(problem)[2] if isinstance(row, dict) else "not an object"
         if fault is not None:
             raise DunwuError(f"{path}:{line}: {fault}", _FORM)
@@ -53,13 +50,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     try:
                         yield line, json.loads(text)
                     except (ValueError, RecursionError):
-                        raise DunwuError(
-                            f"{path}:{line}: not JSON in UTF-8", _FORM
-                        ) from None
+                        raise DunwuError(f"{path}:{line}: not JSON in UTF-8", _FORM) from None
     except OSError as error:
-        raise DunwuError(
-            f"cannot read {path}: {error.strerror}", "give a JSONL or Parquet file"
-        ) from None
+        raise DunwuError(f"cannot read {path}: {error.strerror}", "give a JSONL or Parquet file") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -68,9 +61,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         parquet = import_module("pyarrow.parquet")
         failure = import_module("pyarrow").ArrowException
     except ImportError:
-        raise DunwuError(
-            f"reading {path} needs pyarrow", 'pip install "dunwu[data]"'
-        ) from None
+        raise DunwuError(f"reading {path} needs pyarrow", 'pip install "dunwu[data]"') from None
     row = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -80,9 +71,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     yield row, value
     except (OSError, failure) as error:
         reason = str(error).splitlines()[0]
-        raise DunwuError(
-            f"cannot read {path}: {reason}", "give a JSONL or Parquet file"
-        ) from None
+        raise DunwuError(f"cannot read {path}: {reason}", "give a JSONL or Parquet file") from None
 
 
 class FileCountdown(Countdown):
@@ -93,16 +82,11 @@ class FileCountdown(Countdown):
     """
 
     def __init__(
-        self,
-        problems: Sequence[dict[str, Any]],
-        config: CountdownConfig | None = None,
-        source: str = "problems",
+        self, problems: Sequence[dict[str, Any]], config: CountdownConfig | None = None, source: str = "problems"
     ) -> None:
         super().__init__(config)
         self.source = source
-        self._pairs: dict[Pair, None] = dict.fromkeys(
-            (tuple(sorted(p["numbers"])), p["target"]) for p in problems
-        )
+        self._pairs: dict[Pair, None] = dict.fromkeys((tuple(sorted(p["numbers"])), p["target"]) for p in problems)
 
     @cached_property
     def splits(self) -> dict[str, tuple[Pair, ...]]:
@@ -115,9 +99,6 @@ class FileCountdown(Countdown):
     def _draw(self, split: str, seed: int, index: int) -> Pair:
         listed = self.splits[split]
         if not listed:
-            raise DunwuError(
-                f"{self.source}: none of its problems falls into split {split!r}",
-                "give more problems",
-            )
+            raise DunwuError(f"{self.source}: none of its problems falls into split {split!r}", "give more problems")
         lap, place = divmod(index, len(listed))
         return listed[permuted(place, len(listed), self.name, split, seed, lap)]

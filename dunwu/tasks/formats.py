@@ -68,9 +68,7 @@ def _answer_fault(text: str, think_end: int, opened: int, closed: int) -> str | 
     return None
 
 
-def _format_fault(
-    text: str, think_opened: bool, think_end: int, opened: int, closed: int
-) -> str | None:
+def _format_fault(text: str, think_opened: bool, think_end: int, opened: int, closed: int) -> str | None:
     """Why a completion that has one answer is not well formed."""
     if think_end < 0:
         return "no </think>"

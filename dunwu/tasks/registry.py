@@ -32,10 +32,7 @@ def get_task(name: str, **options: Any) -> Task:
     known = [field.name for field in dataclasses.fields(CountdownConfig)]
     for option in options:
         if option not in known:
-            raise UsageError(
-                f"task {name!r} has no option {option!r}",
-                _hint(option, (*known, "data")),
-            )
+            raise UsageError(f"task {name!r} has no option {option!r}", _hint(option, (*known, "data")))
     config = CountdownConfig(**options)
     if data is None:
         return Countdown(config)
@@ -52,27 +49,14 @@ def catalogue() -> list[dict[str, Any]]:
         {
             "name": task.name,
             "summary": "make the target from the given numbers, each used exactly once, with + - * /",
-            "problem": {
-                "numbers": "list of integers >= 0, in the order they are asked",
-                "target": "integer",
-            },
+            "problem": {"numbers": "list of integers >= 0, in the order they are asked", "target": "integer"},
             "rewards": {
                 "accuracy": "1 if the only <answer> block uses every number once and equals the target exactly",
                 "format": "1 if the whole completion is <think>…</think> <answer>…</answer>",
             },
             "splits": list(SPLITS),
-            "options": {
-                **{
-                    field.name: field.default
-                    for field in dataclasses.fields(CountdownConfig)
-                },
-                "data": None,
-            },
-            "example": {
-                "problem": dict(problem.data),
-                "prompt": problem.prompt,
-                "gold": task.gold(problem),
-            },
+            "options": {**{field.name: field.default for field in dataclasses.fields(CountdownConfig)}, "data": None},
+            "example": {"problem": dict(problem.data), "prompt": problem.prompt, "gold": task.gold(problem)},
         }
     ]
 

@@ -16,9 +16,7 @@ from dunwu.types import Problem, Task, Verdict
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode
 
 
-def score_stream(
-    task: Task, lines: Iterable[str | bytes], out: TextIO
-) -> dict[str, int]:
+def score_stream(task: Task, lines: Iterable[str | bytes], out: TextIO) -> dict[str, int]:
     """Score every line, write as many lines, and return how many there were by status, and in all ("lines").
 
     Args:

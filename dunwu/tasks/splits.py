@@ -23,10 +23,7 @@ def split_of(numbers: Sequence[int], target: int) -> str:
         >>> split_of([3, 7, 12], 24) == split_of([12, 3, 7], 24)
         True
     """
-    bucket = (
-        derive_seed("countdown split", ",".join(map(str, sorted(numbers))), target)
-        % 100
-    )
+    bucket = derive_seed("countdown split", ",".join(map(str, sorted(numbers))), target) % 100
     if bucket < TEST_PERCENT:
         return "test"
     return "valid" if bucket < TEST_PERCENT + VALID_PERCENT else "train"

@@ -34,14 +34,10 @@ def question(numbers: Sequence[int], target: int, language: str = "en") -> str:
     """
     if language == "zh":
         return f"用{'、'.join(map(str, numbers))}各一次，加减乘除，得到{target}。"
-    return (
-        f"Use {', '.join(map(str, numbers))} once each with + - * / to make {target}."
-    )
+    return f"Use {', '.join(map(str, numbers))} once each with + - * / to make {target}."
 
 
-def render(
-    template: str, numbers: Sequence[int], target: int, language: str = "en"
-) -> str:
+def render(template: str, numbers: Sequence[int], target: int, language: str = "en") -> str:
     """`template` with `{question}`, `{numbers}` ("3, 7, 12") and `{target}` filled in; other braces stay."""
     filled = template.replace("{question}", question(numbers, target, language))
     filled = filled.replace("{numbers}", ", ".join(map(str, numbers)))
@@ -54,12 +50,9 @@ def check_template(template: str, where: str = "prompt template") -> str:
     Raises:
         UsageError: it has neither `{question}` nor both `{numbers}` and `{target}`.
     """
-    if "{question}" not in template and not (
-        "{numbers}" in template and "{target}" in template
-    ):
+    if "{question}" not in template and not ("{numbers}" in template and "{target}" in template):
         raise UsageError(
-            f"{where} does not say where the problem goes",
-            "put {question}, or {numbers} and {target}, in it",
+            f"{where} does not say where the problem goes", "put {question}, or {numbers} and {target}, in it"
         )
     return template.rstrip(SPACE)
 
@@ -73,14 +66,9 @@ def load_template(path: str | Path) -> str:
     try:
         template = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DunwuError(
-            f"cannot read prompt template {path}: {error.strerror}",
-            "give a readable text file",
-        ) from None
+        raise DunwuError(f"cannot read prompt template {path}: {error.strerror}", "give a readable text file") from None
     except UnicodeDecodeError:
-        raise DunwuError(
-            f"prompt template {path} is not UTF-8 text", "save it as UTF-8"
-        ) from None
+        raise DunwuError(f"prompt template {path} is not UTF-8 text", "save it as UTF-8") from None
     return check_template(template, f"prompt template {path}")
 
 
