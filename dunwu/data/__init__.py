@@ -1,0 +1,1 @@
+"""Documents to token shards, and the tokenizer. No model, no task."""

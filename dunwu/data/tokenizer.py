@@ -1,0 +1,151 @@
+"""Byte-level BPE with Qwen2's pre-tokenisation (single digits), in Hugging Face's files.
+
+The trainer is the `tokenizers` library's; what is ours is the choice of split, specials and
+template, so that a folder loads unchanged in transformers and llama.cpp (`pre = qwen2`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from dunwu.data.documents import read_documents
+from dunwu.types import DunwuError, UsageError
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+END = "<|endoftext|>"
+SPECIALS = (END, "<|im_start|>", "<|im_end|>", *(f"<|reserved_{n}|>" for n in range(8)))
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Single tokens that are ordinary text: they survive `skip_special_tokens`."""
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content is defined and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    `encode` reads the tags and specials in a text as their single ids; pass
+    `allow_special=False` for text from outside, whose "<|im_end|>" is then spelled out in bytes.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        end = backend.token_to_id(END)
+        if end is None:
+            raise DunwuError(f"the tokenizer has no {END} token", "use a Qwen2-style tokenizer.json")
+        self.end_id: int = end
+        self._plain: Backend | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in use, specials included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, allow_special: bool = True) -> list[int]:
+        """Ids of one text; no BOS, no EOS is added."""
+        backend = self.backend if allow_special else self._without_specials()
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts on all cores; order kept."""
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens spelled out."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def token(self, token_id: int) -> str:
+        """One token as readable text; a lone byte of a character shows as U+FFFD."""
+        return self.decode([token_id])
+
+    def save(self, folder: Path, max_length: int = 1024) -> None:
+        """Write tokenizer.json and tokenizer_config.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "eos_token": END,
+            "pad_token": END,
+            "bos_token": None,
+            "unk_token": None,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": max_length,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def _without_specials(self) -> Backend:
+        """A copy that knows no added token, so that their text is spelled out in bytes."""
+        if self._plain is None:
+            spec = json.loads(self.backend.to_str())
+            spec["added_tokens"] = []
+            self._plain = Backend.from_str(json.dumps(spec))
+        return self._plain
+
+
+def train_from_texts(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train byte-level BPE; `vocab_size` counts the 256 bytes, the merges, specials and tags."""
+    smallest = 256 + len(SPECIALS) + len(TAGS)
+    if vocab_size < smallest:
+        raise UsageError(f"vocab size {vocab_size} is too small", f"use at least {smallest}")
+    backend = Backend(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIALS) - len(TAGS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_without_tags(texts), trainer)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
+    return Tokenizer(backend)
+
+
+def _without_tags(texts: Iterable[str]) -> Iterable[str]:
+    """Keep merges of the tags' letters out: they are single tokens already."""
+    for text in texts:
+        for tag in (*TAGS, *SPECIALS[:3]):
+            text = text.replace(tag, " ")
+        yield text
+
+
+def train_tokenizer(files: Sequence[str | Path], vocab_size: int, out: Path) -> Tokenizer:
+    """Train on text or JSONL files and save Hugging Face's files to `out`."""
+    texts = (text for file in files for text in read_documents(Path(file)))
+    tokenizer = train_from_texts(texts, vocab_size)
+    tokenizer.save(Path(out))
+    return tokenizer
+
+
+def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
+    """Load `tokenizer.json` of a folder (a model folder is one)."""
+    folder = Path(name_or_dir)
+    file = folder / "tokenizer.json" if folder.is_dir() else folder
+    if not file.is_file():
+        raise DunwuError(f"no tokenizer at {name_or_dir}", "give a folder that holds tokenizer.json")
+    try:
+        return Tokenizer(Backend.from_file(str(file)))
+    except DunwuError:
+        raise
+    except Exception as error:  # the library raises bare Exception for a bad file
+        raise DunwuError(f"{file} is not a tokenizer file: {error}", "train one with `dunwu tokenizer train`") from error

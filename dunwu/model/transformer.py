@@ -1,0 +1,229 @@
+"""The decoder, written once: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+Legend: B rows, T tokens of this call, S cached columns, D width, H query heads,
+K key/value heads, V vocabulary. Parameter names equal Hugging Face's Qwen2, so a
+state dict needs no renaming. Not covered: sliding windows, attention dropout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dunwu.model.attention import causal_attention
+from dunwu.model.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of every layer for B rows, filled from the left up to `length` columns.
+
+    Rows are left-padded: `pad_B` columns at the start of each row hold nothing and are
+    masked. Layout (L, B, K, S, head_dim): one decode step writes one column of all rows.
+    """
+
+    def __init__(self, config: ModelConfig, pad_B: Tensor, capacity: int, dtype: torch.dtype) -> None:
+        shape = (config.num_layers, len(pad_B), config.num_kv_heads, capacity, config.head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=pad_B.device)
+        self.values = torch.empty(shape, dtype=dtype, device=pad_B.device)
+        self.pad_B = pad_B
+        self.length = 0
+        columns = torch.arange(capacity, device=pad_B.device)
+        self.bias_BS = torch.zeros(len(pad_B), capacity, dtype=dtype, device=pad_B.device)
+        self.bias_BS.masked_fill_(columns[None, :] < pad_B[:, None], float("-inf"))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) these rows, in this order; copies only the filled columns."""
+        filled = self.length
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            new = old.new_empty(old.shape[0], len(rows), *old.shape[2:])
+            for layer in range(old.shape[0]):
+                new[layer, :, :, :filled] = old[layer, :, :, :filled].index_select(0, rows)
+            setattr(self, name, new)
+        self.pad_B = self.pad_B[rows]
+        self.bias_BS = self.bias_BS[rows]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, statistics in fp32 (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin for RoPE (Su et al. 2021, eq. 34), halves repeated as Hugging Face does.
+
+    Args:
+        positions: (B, T) or (1, T) integer positions.
+    Returns:
+        two tensors (B or 1, 1, T, head_dim), broadcast over heads.
+    """
+    half = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[..., None].float() * theta ** (-half / head_dim)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (B, heads, T, head_dim) by position."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023), biases on q, k, v as in Qwen2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        width, kv = config.hidden_size, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, kv)
+        self.v_proj = nn.Linear(width, kv)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if cache is None:
+            y = causal_attention(q, k, v)
+        else:
+            y = self._attend_cache(q, k, v, cache, layer)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+    def _attend_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
+        """Append k, v at `cache.length` and attend to all filled columns.
+
+        One batched matmul per key/value head, the group's query heads side by side: on CPU this
+        beats scaled_dot_product_attention at query length 1 several times.
+        """
+        B, _, T, hd = q.shape
+        end = cache.length + T
+        cache.keys[layer, :, :, cache.length : end] = k
+        cache.values[layer, :, :, cache.length : end] = v
+        keys = cache.keys[layer, :, :, :end]
+        values = cache.values[layer, :, :, :end]
+        group = self.heads // self.kv_heads
+        q = (q * hd**-0.5).reshape(B, self.kv_heads, group * T, hd)
+        scores = (q @ keys.transpose(-1, -2)).view(B, self.kv_heads, group, T, end)
+        scores = scores + cache.bias_BS[:, None, None, None, :end]
+        if T > 1:
+            future = torch.ones(T, end, dtype=torch.bool, device=q.device).triu(end - T + 1)
+            scores = scores.masked_fill(future, float("-inf"))
+            # A padded query sees nothing; give it zeros, not NaN.
+            weights = scores.softmax(-1, dtype=torch.float32).nan_to_num(0.0).to(q.dtype)
+        else:
+            weights = scores.softmax(-1)
+        y = weights.view(B, self.kv_heads, group * T, end) @ values
+        return y.view(B, self.heads, T, hd)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward with residuals."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Everything below the output head; Hugging Face calls it `model`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A causal language model.
+
+    Example:
+        >>> model = Transformer(ModelConfig(vocab_size=32, hidden_size=32, num_heads=2, num_layers=1))
+        >>> model(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 5, 32])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D) output matrix."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Normal(0, initializer_range); projections into the residual are scaled by 1/sqrt(2L) (GPT-2)."""
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0 if "norm" in name else 0.0)
+                continue
+            scale = (2 * self.config.num_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+            parameter.normal_(0.0, std * scale, generator=generator)
+
+    def hidden(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Final normed states (B, T, D).
+
+        Args:
+            ids_BT: token ids.
+            positions_BT: RoPE positions; default 0..T-1, or what follows in the cache per row.
+            cache: if given, the T tokens are appended to it and attend to what it holds.
+        """
+        T = ids_BT.shape[1]
+        if positions_BT is None:
+            columns = torch.arange(T, device=ids_BT.device)[None]
+            if cache is not None:
+                columns = (columns + cache.length - cache.pad_B[:, None]).clamp_(min=0)
+            positions_BT = columns
+        x = self.model.embed_tokens(ids_BT)
+        cos, sin = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for layer, block in enumerate(self.model.layers):
+            x = block(x, cos, sin, cache, layer)
+        if cache is not None:
+            cache.length += T
+        out: Tensor = self.model.norm(x)
+        return out
+
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V)."""
+        return F.linear(self.hidden(ids_BT, positions_BT, cache), self.head_weight)

@@ -1,0 +1,124 @@
+"""Settings of the trainers. No torch: recipes and the command line read this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dunwu.train.advantages import StdNormalize
+from dunwu.types import UsageError
+
+Schedule = Literal["cosine", "wsd", "constant", "linear"]
+LossNorm = Literal["token", "sequence", "constant", "prompt"]
+KlEstimator = Literal["k1", "k3", "k3_unbiased"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Next-token training on packed shards."""
+
+    tokens: int = 20_000_000
+    """Training tokens in all; the data repeats in new orders if it is shorter."""
+    rows: int = 32
+    """Windows per update."""
+    context: int = 256
+    """T: tokens per window."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Updates of linear warm-up."""
+    schedule: Schedule = "cosine"
+    """Shape after the warm-up."""
+    final_lr: float = 0.05
+    """Last learning rate as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's β1, β2 (V3, section 4.2)."""
+    weight_decay: float = 0.1
+    """λ of AdamW, on matrices."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping; 0 for none."""
+    dropout: float = 0.0
+    """Dropout on the two residual branches of every block; for small texts read many times."""
+    precision: Precision = "auto"
+    """Weights and activations; "auto" is bf16 where the processor multiplies it fast."""
+    log_every: int = 20
+    """Updates between metric lines."""
+    eval_every: int = 500
+    """Updates between held-out losses and sample texts."""
+    save_every: int = 200
+    """Updates between checkpoints."""
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        return max(1, self.tokens // (self.rows * self.context))
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Group relative policy optimisation (DeepSeekMath, section 4.1; R1, section 2.1), choices named."""
+
+    steps: int = 80
+    """Rollout batches."""
+    problems: int = 32
+    """Questions per step; 32 in R1."""
+    group_size: int = 16
+    """G: samples per question; 16 in R1."""
+    max_tokens: int = 256
+    """Longest completion."""
+    temperature: float = 1.0
+    """Sampling temperature; the trainer divides its logits by the same."""
+    lr: float = 3e-4
+    """Peak learning rate; 3e-6 in R1, whose model is six orders larger."""
+    warmup: int = 5
+    """Steps of linear warm-up."""
+    schedule: Schedule = "constant"
+    """Shape after the warm-up."""
+    final_lr: float = 0.1
+    """Last learning rate as a share of the peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's β1, β2."""
+    weight_decay: float = 0.0
+    """λ of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping; 0 for none."""
+    minibatches: int = 1
+    """Updates per rollout batch; rows are split at random. 16 in R1; 1 is fully on-policy."""
+    micro_tokens: int = 16_384
+    """Padded tokens per forward pass; changes memory, never the result's mathematics."""
+    std_normalize: StdNormalize = "group"
+    """Divisor of the advantages."""
+    std_eps: float = 1e-4
+    """ε in that divisor."""
+    loss_norm: LossNorm = "token"
+    """Denominator of the loss."""
+    clip_low: float = 0.2
+    """ε below 1."""
+    clip_high: float = 0.28
+    """ε above 1 (DAPO's clip-higher)."""
+    kl_coef: float = 0.0
+    """β of the KL to the reference; 0.001 in R1."""
+    kl_estimator: KlEstimator = "k3"
+    """How that KL is estimated and differentiated."""
+    reference_every: int = 400
+    """Steps after which the reference becomes the current policy; 400 in R1-Zero, 0 for never."""
+    drop_zero_variance: bool = True
+    """Leave groups whose rewards are all equal out of the update and of its denominator."""
+    dynamic_rounds: int = 1
+    """Rollout rounds per step at most: above 1, groups without variance are replaced by new questions (DAPO)."""
+    overlong: Literal["keep", "mask", "penalty"] = "keep"
+    """Truncated completions: trained with their reward, left out of the loss, or softly punished (DAPO, eq. 13)."""
+    overlong_buffer: int = 64
+    """Tokens before max_tokens over which the soft punishment grows."""
+    reward: Literal["rule", "random", "format"] = "rule"
+    """What is rewarded: the rules, a coin (control), or the format alone (control)."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        if self.group_size < 2:
+            raise UsageError(f"group_size {self.group_size} has no siblings to compare", "use 2 or more")
+        if self.temperature <= 0:
+            raise UsageError(f"temperature {self.temperature} cannot explore", "use a temperature above 0")
+        if self.problems < 1 or self.minibatches < 1 or self.dynamic_rounds < 1:
+            raise UsageError("problems, minibatches and dynamic_rounds count from 1", "raise the one below 1")

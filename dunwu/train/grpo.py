@@ -1,0 +1,389 @@
+"""Group relative policy optimisation with verifiable rewards: a generator of steps.
+
+One step is two verbs: `collect` groups (sample, score, compare siblings), `update` the policy on
+them. Objective: DeepSeek-R1, arXiv 2501.12948, section 2.1, eq. 1-3; every normalisation and
+denominator that implementations silently choose is a named field of GrpoConfig.
+
+Legend: P problems, G group, B rows, T tokens, N trained tokens of a micro-batch.
+Not covered: sequence-level ratios (GSPO), value models (PPO), off-policy lag.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dunwu.data.tokenizer import Tokenizer
+from dunwu.model.transformer import Transformer
+from dunwu.train.advantages import group_advantages
+from dunwu.train.config import GrpoConfig
+from dunwu.train.losses import Tally, add_tallies, overlong_penalty, policy_loss, token_logprobs, token_weights
+from dunwu.train.optim import MasterAdamW, learning_rate
+from dunwu.train.steps import TrainStep, check_finite
+from dunwu.types import DunwuError, Group, Rollout, Sampler, SamplingParams, Task, Verdict, derive_seed
+
+ON_POLICY_TOLERANCE = 1e-5
+MISMATCH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest mean |sampler - trainer| logprob, in nats, before the first update."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion as the update sees it."""
+
+    ids: tuple[int, ...]
+    """Prompt and completion."""
+    prompt_length: int
+    sampler_logprobs: tuple[float, ...]
+    advantage: float
+    group: int
+    trained: bool
+    """False for a row whose tokens are all masked (truncated under overlong "mask")."""
+
+    @property
+    def completion_length(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+
+@dataclass
+class Learner:
+    """What learns: the policy, its optimizer, and the frozen reference the KL pulls towards."""
+
+    policy: Transformer
+    optimizer: MasterAdamW
+    reference: Transformer | None = None
+
+    def refresh_reference(self) -> None:
+        """The reference becomes a frozen copy of the current policy."""
+        self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
+
+
+def grpo(
+    learner: Learner,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    task: Task,
+    config: GrpoConfig,
+    seed: int,
+    start: int = 0,
+    folder: Path | None = None,
+) -> Iterator[TrainStep]:
+    """Yield after every step from `start` (steps already done) to `config.steps`.
+
+    Every draw is seeded by (seed, step, problem, sample): a caller that restores the learner and
+    passes `start` continues bit for bit.
+    """
+    config.validate()
+    if config.kl_coef and learner.reference is None:
+        learner.refresh_reference()
+    for step in range(start, config.steps):
+        if config.kl_coef and config.reference_every and step and step % config.reference_every == 0:
+            learner.refresh_reference()
+        began = time.perf_counter()
+        groups, counts = collect(sampler, tokenizer, task, config, seed, step)
+        sampled = time.perf_counter()
+        lr = learning_rate(step, config.steps, config.lr, config.warmup, config.schedule, config.final_lr)
+        metrics = update(learner, rows_of(groups, config), config, lr, seed, step, folder)
+        done = time.perf_counter()
+        metrics |= group_metrics(groups) | counts
+        tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+        metrics |= {
+            "grpo/lr": lr,
+            "grpo/weight_version": float(learner.optimizer.version),
+            "grpo/rollout_tokens_per_second": tokens / (sampled - began),
+            "grpo/update_tokens_per_second": tokens / (done - sampled),
+            "grpo/seconds": done - began,
+        }
+        yield TrainStep(step + 1, metrics, tuple(groups))
+
+
+# ---- groups ---------------------------------------------------------------------------------
+
+
+def collect(
+    sampler: Sampler, tokenizer: Tokenizer, task: Task, config: GrpoConfig, seed: int, step: int
+) -> tuple[list[Group], dict[str, float]]:
+    """Sample and score the groups of one step, and give every rollout its advantage.
+
+    With dynamic sampling, groups without variance are replaced by new questions for up to
+    `dynamic_rounds` rounds; what was replaced is counted.
+    """
+    kept: list[Group] = []
+    flat: list[Group] = []
+    rounds = 0
+    for attempt in range(config.dynamic_rounds):
+        rounds += 1
+        wanted = config.problems - len(kept)
+        first = (step * config.dynamic_rounds + attempt) * config.problems
+        fresh = _sample_groups(sampler, tokenizer, task, config, seed, range(first, first + wanted))
+        fresh = with_advantages(fresh, config)
+        for group in fresh:
+            (kept if any(rollout.advantage for rollout in group.rollouts) else flat).append(group)
+        if len(kept) == config.problems:
+            break
+    # What could not be filled stays in view: its rewards belong to the step's means.
+    shown = kept + flat[len(flat) - (config.problems - len(kept)) :] if len(kept) < config.problems else kept
+    groups = with_advantages([_without_advantages(group) for group in shown], config)
+    counts = {
+        "grpo/zero_variance_groups": float(len(flat)),
+        "grpo/replaced_groups": float(len(kept) + len(flat) - len(groups)),
+        "grpo/rounds": float(rounds),
+    }
+    return groups, counts
+
+
+def _sample_groups(
+    sampler: Sampler, tokenizer: Tokenizer, task: Task, config: GrpoConfig, seed: int, indices: range
+) -> list[Group]:
+    problems = [task.problem("train", seed, index) for index in indices]
+    prompts = [tokenizer.encode(problem.prompt) for problem in problems]
+    seeds = [[derive_seed("rollout", seed, index, g) for g in range(config.group_size)] for index in indices]
+    params = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature)
+    drawn = sampler.sample(prompts, seeds, params)
+    return [
+        Group(
+            problem,
+            tuple(prompt),
+            tuple(Rollout(c, _controlled(task.score(problem, c.text), config, c.seed)) for c in completions),
+        )
+        for problem, prompt, completions in zip(problems, prompts, drawn, strict=True)
+    ]
+
+
+def _controlled(verdict: Verdict, config: GrpoConfig, seed: int) -> Verdict:
+    """The reward under the run's control, if it is one; the verifier's rewards stay on record."""
+    if config.reward == "random":
+        return replace(verdict, reward=float(Random(seed).random() < 0.5))
+    if config.reward == "format":
+        return replace(verdict, reward=verdict.rewards.get("format", 0.0))
+    return verdict
+
+
+def with_advantages(groups: Sequence[Group], config: GrpoConfig) -> list[Group]:
+    """Fill in the advantages, from statistics over every scored sibling (truncated ones included)."""
+    rewards = [[_reward(rollout, config) for rollout in group.rollouts] for group in groups]
+    advantages, _ = group_advantages(rewards, config.std_normalize, config.std_eps)
+    return [
+        replace(group, rollouts=tuple(replace(r, advantage=a) for r, a in zip(group.rollouts, row, strict=True)))
+        for group, row in zip(groups, advantages, strict=True)
+    ]
+
+
+def _without_advantages(group: Group) -> Group:
+    return replace(group, rollouts=tuple(replace(rollout, advantage=None) for rollout in group.rollouts))
+
+
+def _reward(rollout: Rollout, config: GrpoConfig) -> float | None:
+    """What the baseline sees; None where the verifier failed (an error is not a zero)."""
+    if rollout.verdict.status in ("error", "timeout"):
+        return None
+    reward = rollout.verdict.reward
+    if config.overlong == "penalty":
+        reward += overlong_penalty(len(rollout.completion.token_ids), config.max_tokens, config.overlong_buffer)
+    return reward
+
+
+def rows_of(groups: Sequence[Group], config: GrpoConfig) -> list[Row]:
+    """Groups as training rows. Rows without an advantage, and groups without variance if so configured, stay out."""
+    rows = []
+    for number, group in enumerate(groups):
+        if config.drop_zero_variance and not any(rollout.advantage for rollout in group.rollouts):
+            continue
+        for rollout in group.rollouts:
+            completion = rollout.completion
+            if rollout.advantage is None or not completion.token_ids:
+                continue
+            trained = not (config.overlong == "mask" and completion.finish_reason == "length")
+            ids = group.prompt_ids + completion.token_ids
+            rows.append(
+                Row(ids, len(group.prompt_ids), completion.sampler_logprobs, rollout.advantage, number, trained)
+            )
+    return rows
+
+
+# ---- the update -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows padded to one length, and where their trained tokens sit."""
+
+    ids_BT: Tensor
+    places_N: Tensor
+    """Indices into the flattened (B, T) of the position that predicts each completion token."""
+    targets_N: Tensor
+    advantages_N: Tensor
+    sampler_N: Tensor
+    weights_N: Tensor
+
+    def logprobs(self, model: Transformer, temperature: float) -> tuple[Tensor, Tensor]:
+        """(logprobs (N,) with gradient, entropies (N,)) of the completion tokens."""
+        hidden = model.hidden(self.ids_BT)
+        hidden_ND = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.places_N)
+        return token_logprobs(F.linear(hidden_ND, model.head_weight), self.targets_N, temperature)
+
+
+def update(
+    learner: Learner, rows: Sequence[Row], config: GrpoConfig, lr: float, seed: int, step: int, folder: Path | None
+) -> dict[str, float]:
+    """One pass over the rows in `config.minibatches` optimizer updates; returns the step's metrics.
+
+    At the first update of a run the ratio must be 1, the KL to the reference 0, and the sampler's
+    logprobs those of the trainer.
+
+    Raises:
+        DunwuError: an on-policy check fails at step 0, or the numbers go bad.
+    """
+    policy = learner.policy
+    policy.eval()  # dropout stays off: the ratio compares two passes of one network
+    if not any(row.trained for row in rows):
+        return {"grpo/trained_tokens": 0.0, "grpo/moved_tensors": 0.0}
+    before = [p.detach().clone() for p in learner.optimizer.parameters]
+    order = list(range(len(rows)))
+    if config.minibatches > 1:
+        Random(derive_seed("minibatches", seed, step)).shuffle(order)
+    share = -(-len(order) // config.minibatches)
+    parts = [[rows[i] for i in order[at : at + share]] for at in range(0, len(order), share)]
+    batches = [micro_batches(part, config, policy.head_weight.device) for part in parts]
+    old: list[list[Tensor]] = [[] for _ in batches]
+    if len(batches) > 1:
+        with torch.inference_mode():
+            old = [[micro.logprobs(policy, config.temperature)[0].clone() for micro in part] for part in batches]
+    tallies: list[dict[str, Tally]] = []
+    norms, losses = [], []
+    for number, part in enumerate(batches):
+        loss_sum = 0.0
+        for m, micro in enumerate(part):
+            loss, tally = _micro_loss(learner, micro, old[number][m] if old[number] else None, config)
+            loss.backward()
+            loss_sum += float(loss.detach())
+            tallies.append(tally)
+        if step == 0 and number == 0:
+            _check_on_policy(add_tallies(tallies), policy.head_weight.dtype, config)
+        batch_ids = [row.ids for row in parts[number]]
+        check_finite(loss_sum, "loss", step + 1, batch_ids, folder)
+        norms.append(learner.optimizer.step(lr, config.max_grad_norm))
+        check_finite(norms[-1], "gradient norm", step + 1, batch_ids, folder)
+        losses.append(loss_sum)
+    moved = [bool((p.detach() != b).any()) for p, b in zip(learner.optimizer.parameters, before, strict=True)]
+    total = add_tallies(tallies)
+    metrics = {f"grpo/{name}": tally.mean for name, tally in total.items()}
+    metrics |= {
+        "grpo/ratio_max": total["ratio"].maximum,
+        "grpo/trained_tokens": float(total["ratio"].count),
+        "grpo/loss": fmean(losses),
+        "grpo/grad_norm": fmean(norms),
+        "grpo/moved_tensors": sum(moved) / len(moved),
+    }
+    return metrics
+
+
+def _micro_loss(
+    learner: Learner, micro: MicroBatch, old_N: Tensor | None, config: GrpoConfig
+) -> tuple[Tensor, dict[str, Tally]]:
+    logprobs_N, entropy_N = micro.logprobs(learner.policy, config.temperature)
+    reference_N = None
+    if config.kl_coef and learner.reference is not None:
+        with torch.inference_mode():
+            reference_N = micro.logprobs(learner.reference, config.temperature)[0].clone()
+    loss, tally = policy_loss(
+        logprobs_N,
+        logprobs_N.detach() if old_N is None else old_N,
+        micro.advantages_N,
+        micro.weights_N,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        ref_logprobs_BT=reference_N,
+        kl_coef=config.kl_coef,
+        kl_estimator=config.kl_estimator,
+        entropy_BT=entropy_N,
+    )
+    gap_N = (logprobs_N.detach() - micro.sampler_N)[micro.weights_N > 0].double()
+    tally["sampler_mismatch"] = Tally(float(gap_N.abs().sum()), gap_N.numel(), float(gap_N.abs().max()) if len(gap_N) else 0.0)
+    return loss, tally
+
+
+def micro_batches(rows: Sequence[Row], config: GrpoConfig, device: torch.device) -> list[MicroBatch]:
+    """Cut the rows of one optimizer update into padded batches of similar length.
+
+    The loss weights are made from the whole update first, so the cut cannot change the gradient.
+    """
+    longest = max(row.completion_length for row in rows)
+    mask_BT = torch.zeros(len(rows), longest)
+    for b, row in enumerate(rows):
+        mask_BT[b, : row.completion_length] = float(row.trained)
+    weights_BT = token_weights(
+        mask_BT, config.loss_norm, max_tokens=config.max_tokens, group_ids_B=[row.group for row in rows]
+    )
+    by_length = sorted(range(len(rows)), key=lambda b: -len(rows[b].ids))
+    batches = []
+    while by_length:
+        width = len(rows[by_length[0]].ids)
+        take = max(1, config.micro_tokens // width)
+        batches.append(_pad(rows, by_length[:take], weights_BT, device))
+        by_length = by_length[take:]
+    return batches
+
+
+def _pad(rows: Sequence[Row], chosen: Sequence[int], weights_BT: Tensor, device: torch.device) -> MicroBatch:
+    # The last token predicts nothing that is trained, so inputs stop one short of it.
+    width = max(len(rows[b].ids) for b in chosen) - 1
+    ids = torch.zeros(len(chosen), max(1, width), dtype=torch.long)
+    places, targets, advantages, sampler, weights = [], [], [], [], []
+    for line, b in enumerate(chosen):
+        row = rows[b]
+        ids[line, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
+        first = line * ids.shape[1] + row.prompt_length - 1
+        places += range(first, first + row.completion_length)
+        targets += row.ids[row.prompt_length :]
+        advantages += [row.advantage] * row.completion_length
+        sampler += row.sampler_logprobs
+        weights.append(weights_BT[b, : row.completion_length])
+    return MicroBatch(
+        ids.to(device),
+        torch.tensor(places, device=device),
+        torch.tensor(targets, device=device),
+        torch.tensor(advantages, device=device),
+        torch.tensor(sampler, device=device),
+        torch.cat(weights).to(device),
+    )
+
+
+def _check_on_policy(total: dict[str, Tally], dtype: torch.dtype, config: GrpoConfig) -> None:
+    """Before the first update policy, sampler and reference are one network: numbers must say so."""
+    cure = "sampler and trainer must share weights, temperature, dtype and alignment"
+    if abs(total["ratio"].maximum - 1) > ON_POLICY_TOLERANCE or total["approx_kl"].maximum > ON_POLICY_TOLERANCE:
+        raise DunwuError(f"policy ratio is {total['ratio'].maximum} before the first update, not 1", cure)
+    if "ref_kl" in total and total["ref_kl"].maximum > ON_POLICY_TOLERANCE:
+        raise DunwuError(f"KL to the reference is {total['ref_kl'].maximum} before the first update, not 0", cure)
+    gap = total["sampler_mismatch"].mean
+    if gap > MISMATCH_TOLERANCE.get(dtype, 0.1):
+        raise DunwuError(f"sampler and trainer disagree by {gap:.4f} nats a token before the first update", cure)
+
+
+# ---- metrics --------------------------------------------------------------------------------
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the step's rollouts, as sampled."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scored = [r for r in rollouts if r.verdict.status in ("ok", "unparsable")]
+    lengths = [len(r.completion.token_ids) for r in rollouts]
+    metrics = {
+        "grpo/reward": fmean([r.verdict.reward for r in scored]) if scored else 0.0,
+        "grpo/length": fmean(lengths),
+        "grpo/truncated": fmean([r.completion.finish_reason == "length" for r in rollouts]),
+        "grpo/verifier_errors": float(len(rollouts) - len(scored)),
+    }
+    for name in sorted({name for r in scored for name in r.verdict.rewards}):
+        metrics[f"grpo/reward/{name}"] = fmean([r.verdict.rewards.get(name, 0.0) for r in scored])
+    return metrics

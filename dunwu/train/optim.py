@@ -1,0 +1,118 @@
+"""AdamW over one flat fp32 master vector, and learning-rate schedules.
+
+The model's parameters may be bf16 (on AVX512-BF16 CPUs matrix products run 2-4× faster); the
+master copy, both moments and the update are fp32. `step` writes every parameter before it
+returns, so whoever samples between steps sees one version of the weights, never a mixture.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dunwu.types import DunwuError
+
+Schedule = Literal["cosine", "wsd", "constant", "linear"]
+
+
+class MasterAdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
+
+    Args:
+        model: its parameters are updated in place; gradients are consumed and cleared.
+        betas: (β1, β2).
+        eps: ε.
+        weight_decay: λ, on matrices only (not on norms and biases).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.master = torch.cat([p.detach().reshape(-1).float() for p in self.parameters])
+        self.first = torch.zeros_like(self.master)
+        self.second = torch.zeros_like(self.master)
+        self.decayed = torch.cat([torch.full((p.numel(),), float(p.dim() > 1)) for p in self.parameters])
+        self.decayed = self.decayed.to(self.master.device)
+        self.version = 0
+
+    def step(self, lr: float, max_grad_norm: float = 0.0) -> float:
+        """One update; returns the gradient's norm before clipping.
+
+        Raises:
+            DunwuError: the gradient is NaN or infinite; nothing has been changed then.
+        """
+        grad = torch.cat(
+            [torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1).float() for p in self.parameters]
+        )
+        norm = float(grad.norm())
+        if not math.isfinite(norm):
+            raise DunwuError(f"the gradient is {norm} at update {self.version}", "lower the learning rate")
+        if max_grad_norm and norm > max_grad_norm:
+            grad.mul_(max_grad_norm / norm)
+        beta1, beta2 = self.betas
+        self.version += 1
+        self.first.lerp_(grad, 1 - beta1)
+        self.second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        scale = math.sqrt(1 - beta2**self.version)
+        denominator = self.second.sqrt().div_(scale).add_(self.eps)
+        if self.weight_decay:
+            self.master.addcmul_(self.master, self.decayed, value=-lr * self.weight_decay)
+        self.master.addcdiv_(self.first, denominator, value=-lr / (1 - beta1**self.version))
+        self._write_parameters()
+        return norm
+
+    @torch.no_grad()
+    def _write_parameters(self) -> None:
+        offset = 0
+        for p in self.parameters:
+            p.copy_(self.master[offset : offset + p.numel()].view_as(p))
+            p.grad = None
+            offset += p.numel()
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors of a checkpoint; with `version` they are the whole state."""
+        return {"master": self.master, "first": self.first, "second": self.second}
+
+    def load(self, tensors: dict[str, Tensor], version: int) -> None:
+        """Restore `state()` bit for bit, the model's parameters included."""
+        for name, mine in self.state().items():
+            if tensors[name].shape != mine.shape:
+                raise DunwuError(
+                    f"checkpoint holds {tensors[name].numel()} weights, the model has {mine.numel()}",
+                    "delete the checkpoint or use the config it was made with",
+                )
+            mine.copy_(tensors[name])
+        self.version = version
+        self._write_parameters()
+
+
+def learning_rate(
+    step: int, total: int, peak: float, warmup: int, schedule: Schedule = "cosine", final: float = 0.1
+) -> float:
+    """Learning rate of update `step` (0-based): linear warm-up, then the schedule down to `final`·peak.
+
+    "wsd" is warm-up, stable, then linear decay over the last fifth (MiniCPM, section 4).
+
+    Example:
+        >>> learning_rate(0, 100, 1.0, warmup=10), learning_rate(99, 100, 1.0, warmup=0, final=0.0) < 0.001
+        (0.1, True)
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup + 1) / max(1, total - warmup))
+    if schedule == "constant":
+        return peak
+    if schedule == "linear":
+        return peak * (1 - (1 - final) * progress)
+    if schedule == "wsd":
+        return peak * (1.0 if progress < 0.8 else 1 - (1 - final) * (progress - 0.8) / 0.2)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
