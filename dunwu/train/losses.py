@@ -29,15 +29,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dunwu.train.config import KlEstimator, LossNorm
 from dunwu.types import UsageError
-
-LossNorm = Literal["token", "sequence", "constant", "prompt"]
-KlEstimator = Literal["k1", "k3", "k3_unbiased"]
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped here before exp: e^20 is finite in fp32, and a token this far off gets no gradient."""
@@ -261,6 +259,36 @@ def policy_metrics(
     if entropy_BT is not None:
         values["entropy"] = entropy_BT[mask_BT]
     return {key: _tally(value_N) for key, value_N in values.items()}
+
+
+def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
+    """DAPO's soft punishment of length, added to the reward (arXiv 2503.14476, equation 13).
+
+        0                                     if length <= max_tokens - buffer
+        (max_tokens - buffer - length)/buffer if max_tokens - buffer < length <= max_tokens
+        -1                                    if length > max_tokens
+
+    Args:
+        length: tokens of the completion.
+        max_tokens: longest completion allowed (L_max).
+        buffer: width in tokens of the slope (L_cache); 0 makes a step at `max_tokens`.
+
+    Returns:
+        A number in [-1, 0].
+
+    Raises:
+        UsageError: `buffer` outside [0, max_tokens].
+
+    Example:
+        >>> overlong_penalty(90, max_tokens=100, buffer=20)
+        -0.5
+    """
+    if not 0 <= buffer <= max_tokens:
+        raise UsageError(f"overlong buffer is {buffer} of {max_tokens} tokens", "use 0 <= buffer <= max_tokens")
+    if length > max_tokens:
+        return -1.0
+    excess = length - (max_tokens - buffer)
+    return -excess / buffer if excess > 0 else 0.0
 
 
 def token_logprobs(

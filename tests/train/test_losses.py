@@ -14,6 +14,7 @@ from dunwu.train.losses import (
     Tally,
     add_tallies,
     kl_term,
+    overlong_penalty,
     policy_loss,
     policy_metrics,
     token_logprobs,
@@ -351,6 +352,24 @@ def test_k1_differentiated_naively_would_do_nothing():
     assert c.grad(naive).norm() < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [
+        # rho = 2, d = log 4: worked per token, not only in expectation.
+        ("k1", 2 * math.log(4), 2 * math.log(4)),
+        ("k3", 0.25 + math.log(4) - 1, 1 - 0.25),
+        ("k3_unbiased", 2 * (0.25 + math.log(4) - 1), 2 * (0.25 + math.log(4) - 1) + 2 * (1 - 0.25)),
+    ],
+)
+def test_kl_terms_of_one_token_by_hand(estimator, value, gradient):
+    policy = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    old, ref = policy.detach() - math.log(2), policy.detach() - math.log(4)
+    term = kl_term(policy, old, ref, estimator)
+    assert term.item() == pytest.approx(value, abs=1e-12)
+    term.sum().backward()
+    assert policy.grad.item() == pytest.approx(gradient, abs=1e-12)
+
+
 def test_kl_terms_off_policy_need_the_ratio():
     c = Categorical(on_policy=False)
     k3 = (c.old.exp() * kl_term(c.log_policy, c.old, c.ref, "k3")).sum()
@@ -570,6 +589,16 @@ def test_metrics_of_two_tokens_by_hand():
         assert metrics[key].mean == pytest.approx(total / 2, abs=1e-12), key
 
 
+def test_only_the_policy_gets_a_gradient():
+    tensors = [torch.full((2, 3), -1.0, requires_grad=True) for _ in range(4)]
+    policy, old, ref, advantages = tensors
+    weights = token_weights(torch.ones(2, 3), "token")
+    policy_loss(policy, old, advantages, weights, ref_logprobs_BT=ref, kl_coef=1.0, kl_estimator="k3_unbiased")[
+        0
+    ].backward()
+    assert [x.grad is not None for x in tensors] == [True, False, False, False]
+
+
 def test_metrics_leave_the_graph_alone():
     policy = torch.zeros(1, 2, requires_grad=True)
     metrics = policy_metrics(policy, policy, torch.ones(1), torch.ones(1, 2), clip_low=0.2, clip_high=0.2)
@@ -656,3 +685,24 @@ def test_token_logprobs_refuses_greedy_and_misfits():
             token_logprobs(torch.zeros(1, 3), torch.tensor([0]), temperature)
     with pytest.raises(ValueError, match="fit"):
         token_logprobs(torch.zeros(2, 3), torch.tensor([0]))
+
+
+# -------------------------------------------------------------------------------------------- soft punishment of length
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty"),
+    [(0, 0.0), (79, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (10_000, -1.0)],
+)
+def test_overlong_penalty_is_dapos_three_pieces(length, penalty):
+    assert overlong_penalty(length, max_tokens=100, buffer=20) == pytest.approx(penalty, abs=1e-12)
+
+
+def test_overlong_penalty_without_buffer_is_a_step():
+    assert [overlong_penalty(n, max_tokens=10, buffer=0) for n in (9, 10, 11)] == [0.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("buffer", [-1, 11])
+def test_overlong_buffer_must_fit(buffer):
+    with pytest.raises(UsageError, match="buffer"):
+        overlong_penalty(5, max_tokens=10, buffer=buffer)
