@@ -113,6 +113,36 @@ def group_advantages(
     return advantages_PG, stats
 
 
+def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
+    """DAPO's soft punishment of length, added to the reward (arXiv 2503.14476, equation 13).
+
+        0                                     if length <= max_tokens - buffer
+        (max_tokens - buffer - length)/buffer if max_tokens - buffer < length <= max_tokens
+        -1                                    if length > max_tokens
+
+    Args:
+        length: tokens of the completion.
+        max_tokens: longest completion allowed (L_max).
+        buffer: width in tokens of the slope (L_cache); 0 makes a step at `max_tokens`.
+
+    Returns:
+        A number in [-1, 0].
+
+    Raises:
+        UsageError: `buffer` outside [0, max_tokens].
+
+    Example:
+        >>> overlong_penalty(90, max_tokens=100, buffer=20)
+        -0.5
+    """
+    if not 0 <= buffer <= max_tokens:
+        raise UsageError(f"overlong buffer is {buffer} of {max_tokens} tokens", "use 0 <= buffer <= max_tokens")
+    if length > max_tokens:
+        return -1.0
+    excess = length - (max_tokens - buffer)
+    return -excess / buffer if excess > 0 else 0.0
+
+
 def _is_scored(reward: float | None) -> TypeGuard[float]:
     return reward is not None and math.isfinite(reward)
 

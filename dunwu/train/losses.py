@@ -13,12 +13,12 @@ up their losses. The sum, and so the gradient, cannot depend on how the step was
 
 The KL term pulls the policy towards a reference. With d = log policy - log ref and samples from `old`:
 
-    "k3"           exp(-d) + d - 1           R1's own term. Its value estimates KL(policy || ref) if policy = old, but
-                                             differentiated through d it yields the gradient of KL(ref || policy).
+    "k3"           exp(-d) + d - 1           R1's own term. Where policy = old its mean is KL(policy || ref), but its
+                                             gradient is that of KL(ref || policy); elsewhere it is neither.
     "k1"           rho * stop_gradient(d)    gradient rho d grad log policy: the exact gradient of KL(policy || ref).
                                              (d alone, differentiated, has expected gradient 0: it does nothing.)
     "k3_unbiased"  rho * (exp(-d) + d - 1)   DeepSeek-V3.2, arXiv 2512.02556. Its mean under `old` is KL(policy || ref)
-                                             for every policy, so value and gradient are both exact; less noise than k1.
+                                             for every policy, so value and gradient are both exact.
 
 "Exact" is meant per token given its prefix, as the objective above is: that an earlier token changes which prefixes
 occur later is not counted. Not here: sequence-level ratios (GSPO), value losses, entropy bonuses.
@@ -259,36 +259,6 @@ def policy_metrics(
     if entropy_BT is not None:
         values["entropy"] = entropy_BT[mask_BT]
     return {key: _tally(value_N) for key, value_N in values.items()}
-
-
-def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
-    """DAPO's soft punishment of length, added to the reward (arXiv 2503.14476, equation 13).
-
-        0                                     if length <= max_tokens - buffer
-        (max_tokens - buffer - length)/buffer if max_tokens - buffer < length <= max_tokens
-        -1                                    if length > max_tokens
-
-    Args:
-        length: tokens of the completion.
-        max_tokens: longest completion allowed (L_max).
-        buffer: width in tokens of the slope (L_cache); 0 makes a step at `max_tokens`.
-
-    Returns:
-        A number in [-1, 0].
-
-    Raises:
-        UsageError: `buffer` outside [0, max_tokens].
-
-    Example:
-        >>> overlong_penalty(90, max_tokens=100, buffer=20)
-        -0.5
-    """
-    if not 0 <= buffer <= max_tokens:
-        raise UsageError(f"overlong buffer is {buffer} of {max_tokens} tokens", "use 0 <= buffer <= max_tokens")
-    if length > max_tokens:
-        return -1.0
-    excess = length - (max_tokens - buffer)
-    return -excess / buffer if excess > 0 else 0.0
 
 
 def token_logprobs(

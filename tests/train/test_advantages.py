@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dunwu.train.advantages import group_advantages
+from dunwu.train.advantages import group_advantages, overlong_penalty
 from dunwu.types import UsageError
 
 # Two groups worked by hand. Group 1: mean 0.5, population std 0.5. Group 2: mean 1, squares 1 1 1 9 -> sum 12,
@@ -155,3 +155,21 @@ def test_invariants(rewards_PG, std_normalize):
 def test_bad_choices_are_named(kwargs):
     with pytest.raises(UsageError, match=next(iter(kwargs))):
         group_advantages([[1.0, 0.0]], **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty"),
+    [(0, 0.0), (79, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (10_000, -1.0)],
+)
+def test_overlong_penalty_is_dapos_three_pieces(length, penalty):
+    assert overlong_penalty(length, max_tokens=100, buffer=20) == pytest.approx(penalty, abs=1e-12)
+
+
+def test_overlong_penalty_without_buffer_is_a_step():
+    assert [overlong_penalty(n, max_tokens=10, buffer=0) for n in (9, 10, 11)] == [0.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("buffer", [-1, 11])
+def test_overlong_buffer_must_fit(buffer):
+    with pytest.raises(UsageError, match="buffer"):
+        overlong_penalty(5, max_tokens=10, buffer=buffer)

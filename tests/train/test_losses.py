@@ -14,7 +14,6 @@ from dunwu.train.losses import (
     Tally,
     add_tallies,
     kl_term,
-    overlong_penalty,
     policy_loss,
     policy_metrics,
     token_logprobs,
@@ -685,24 +684,3 @@ def test_token_logprobs_refuses_greedy_and_misfits():
             token_logprobs(torch.zeros(1, 3), torch.tensor([0]), temperature)
     with pytest.raises(ValueError, match="fit"):
         token_logprobs(torch.zeros(2, 3), torch.tensor([0]))
-
-
-# -------------------------------------------------------------------------------------------- soft punishment of length
-
-
-@pytest.mark.parametrize(
-    ("length", "penalty"),
-    [(0, 0.0), (79, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (10_000, -1.0)],
-)
-def test_overlong_penalty_is_dapos_three_pieces(length, penalty):
-    assert overlong_penalty(length, max_tokens=100, buffer=20) == pytest.approx(penalty, abs=1e-12)
-
-
-def test_overlong_penalty_without_buffer_is_a_step():
-    assert [overlong_penalty(n, max_tokens=10, buffer=0) for n in (9, 10, 11)] == [0.0, 0.0, -1.0]
-
-
-@pytest.mark.parametrize("buffer", [-1, 11])
-def test_overlong_buffer_must_fit(buffer):
-    with pytest.raises(UsageError, match="buffer"):
-        overlong_penalty(5, max_tokens=10, buffer=buffer)
