@@ -196,10 +196,10 @@ class Thought:
         stated = values[0] if first is not fragments[0] else values[-1]
         backward = self._is_backward(first)
         self._note_equations(fragments, values, backward)
+        if not backward or self._is_made(first):
+            self._add(_Item(fragments[0].start, fragments[-1].end, None, stated, is_true), first)
         if backward:
             self._ask(first, is_true)
-        else:
-            self._add(_Item(fragments[0].start, fragments[-1].end, None, stated, is_true), first)
 
     def _note_equations(self, fragments: Sequence[Fragment], values: Sequence[Rational | None], backward: bool) -> None:
         for left, right, a, b in zip(fragments, fragments[1:], values, values[1:]):
@@ -243,7 +243,8 @@ class Thought:
         return parse(fragment.pieces)
 
     def _reached(self, item: _Item) -> bool:
-        return item.stated == self.target
+        """Does it state the target, with as many numbers as there are? (Fewer: a step that happens to pass it.)"""
+        return item.stated == self.target and item.expr is not None and len(item.expr.leaves) >= len(self.numbers)
 
     # -- subgoals ------------------------------------------------------------------------------
 
@@ -297,6 +298,11 @@ class Thought:
                 return True
         return False
 
+    def _is_made(self, fragment: Fragment) -> bool:
+        """Keep 1 of 1, 1, 18 for 18: `18-1=17` may be made from the others as well as ask for what is missing."""
+        expr = parse(fragment.pieces)
+        return self.kept is not None and expr is not None and _within((*expr.leaves, self.kept), self.numbers)
+
     def _at_hand(self, value: Rational) -> bool:
         """Is it a number of the problem, or a result not yet used?"""
         return value in self.numbers or any(item.stated == value and not item.consumed for item in self.items)
@@ -313,9 +319,11 @@ class Thought:
         """Remember the value of a backward expression; gives the numbers left over, () if it is none."""
         if expr is None or expr.value is None:
             return ()
-        for goal, kept in (expr.leaves, expr.leaves[::-1]):
+        pairs = (expr.leaves, expr.leaves[::-1])
+        for goal, kept in pairs:
             if goal == self.target and kept in self.numbers:
                 return self._remember(expr.value, (kept,))
+        for goal, kept in pairs:
             for leaves in self.needs.get(goal, ()):
                 if _within((*leaves, kept), self.numbers):
                     return self._remember(expr.value, (*leaves, kept))
