@@ -14,24 +14,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from dunwu import machine
+from dunwu.disk import LockHeld, disk_errors, exclusive_lock, finite, plain, write_atomically
+from dunwu.journal import METRICS, ROLLOUTS, Journals, Step, line, read_metrics, read_rollouts, zstd_frame
 from dunwu.progress import Progress
-from dunwu.store import Artifact, Store, disk_errors, exclusive_lock, plain, write_atomically
+from dunwu.store import Artifact, Store
 from dunwu.types import DunwuError, Group, UsageError
 
-__all__ = ["METRICS", "ROLLOUTS", "Progress", "Run", "read_json", "read_metrics", "read_rollouts"]
+__all__ = [
+    "METRICS",
+    "ROLLOUTS",
+    "Progress",
+    "Run",
+    "needed_keys",
+    "read_json",
+    "read_metrics",
+    "read_rollouts",
+    "summarize",
+]
 
-METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl.zst"
-_Step = tuple[str, int]
 _BEAT_SECONDS = 5.0
 
 
@@ -51,8 +58,9 @@ class Run:
     def __init__(self, directory: Path, store: Store, record: dict[str, Any], closing: contextlib.ExitStack) -> None:
         self.dir, self.store = directory, store
         self._record, self._closing = record, closing
-        self._journals = _Journals(directory)
-        self._stage_journals: _Journals | None = None
+        self.seed: int = record["seed"]
+        self._journals = Journals(directory)
+        self._stage_journals: Journals | None = None
         self._stage: dict[str, Any] = {}
         self._beat_at = self._started = self._spent = 0.0
 
@@ -65,10 +73,9 @@ class Run:
             DunwuError: another process is writing it.
         """
         store = store or Store()
-        record = {"recipe": recipe, "config": _finite(plain(config)), "seed": seed}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(disk_errors(dir))
-            file = dir / "run.json"
+        record = {"recipe": recipe, "config": finite(plain(config)), "seed": seed}
+        file = dir / "run.json"
+        with disk_errors(dir), contextlib.ExitStack() as stack:
             if dir.is_dir() and not file.exists() and any(not entry.name.startswith(".") for entry in dir.iterdir()):
                 raise UsageError(f"{dir} is no run folder and not empty", "choose another --out")
             dir.mkdir(parents=True, exist_ok=True)
@@ -104,13 +111,14 @@ class Run:
         Whatever the stage logs travels with its artifact and appears in every run that uses it.
         """
         key = self.store.key(name, config, [artifact.key for artifact in inputs], version)
-        lineage = {"version": version, "config": _finite(plain(config)), "inputs": [item.key for item in inputs]}
+        lineage = {"version": version, "config": finite(plain(config)), "inputs": [item.key for item in inputs]}
         file = self.dir / "stages" / f"{name}.json"
         before = read_json(file) if file.exists() else {}
         if before.get("key") != key:
             before = {}
         spent = float(before.get("seconds") or 0.0) if before.get("status") in _UNFINISHED else 0.0
         self._stage = {"stage": name, "key": key, **lineage, "status": "running", "seconds": spent, "metrics": {}}
+        self._stage["start"] = before.get("start", round(time.time(), 3))
         self._journals.forget_fresh()
         if before.get("status") != "done":
             self._write_stage()
@@ -134,8 +142,8 @@ class Run:
         """
         if taken := {"stage", "step", "time"} & metrics.keys():
             raise ValueError(f"metric name {sorted(taken)} is reserved")
-        line = {"stage": stage, "step": step, "time": round(time.time(), 3), **_finite(plain(metrics))}
-        self._append(METRICS, (stage, step), _line(line))
+        record = {"stage": stage, "step": step, "time": round(time.time(), 3), **finite(plain(metrics))}
+        self._append(METRICS, (stage, step), line(record))
         if self._stage_journals is not None and time.time() - self._beat_at > _BEAT_SECONDS:
             self._stage |= {"seconds": self._seconds(), "step": step}
             self._write_stage()
@@ -143,14 +151,26 @@ class Run:
     def log_groups(self, stage: str, step: int, groups: Sequence[Group]) -> None:
         """Append one step's sampled groups; skipped if already there. An empty step leaves no trace."""
         if groups:
-            text = b"".join(_line({"stage": stage, "step": step, **_group_record(group)}) for group in groups)
-            self._append(ROLLOUTS, (stage, step), zstandard.ZstdCompressor(6, write_checksum=True).compress(text))
+            text = b"".join(line({"stage": stage, "step": step, **_group_record(group)}) for group in groups)
+            self._append(ROLLOUTS, (stage, step), zstd_frame(text))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish as done, failed or interrupted; a second failure (a full disk) does not hide the first."""
+        if kind is None:
+            self.finish("done")
+            return
+        with contextlib.suppress(OSError, DunwuError):
+            self.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
 
     def finish(self, status: str) -> None:
         """Write end and status ("done", "failed", "interrupted") and free the folder."""
         self._record |= {"status": status, "end": _now()}
         try:
-            write_atomically(self.dir / "run.json", _pretty(self._record))
+            with disk_errors(self.dir):
+                write_atomically(self.dir / "run.json", _pretty(self._record))
         finally:
             self._journals.close()
             self._closing.close()
@@ -164,12 +184,12 @@ class Run:
                 self._journals.replay(made_meanwhile.path)
                 self._stage["status"] = "reused"
                 return made_meanwhile
-            self._stage_journals = _Journals(work)
+            self._stage_journals = Journals(work)
             self._journals.replay(work)
             self._started, self._spent = time.monotonic(), self._stage["seconds"]
             self._beat_at = time.time()
             try:
-                headline = _finite(plain(build(work) or {}))
+                headline = finite(plain(build(work) or {}))
             except BaseException as error:
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 self._stage |= {
@@ -177,11 +197,11 @@ class Run:
                     "seconds": self._seconds(),
                     "error": f"{type(error).__name__}: {error}",
                 }
-                with contextlib.suppress(OSError):  # a full disk must not hide the first error
+                with contextlib.suppress(OSError, DunwuError):  # a full disk must not hide the first error
                     self._write_stage()
                 raise
             finally:
-                self._stage_journals.close()
+                self._stage_journals.close(keep_empty=False)
                 self._stage_journals = None
             meta = {"stage": name, **lineage, "seconds": self._seconds(), "metrics": headline}
             artifact = self.store.commit(key, work, meta)
@@ -189,7 +209,7 @@ class Run:
         print(f"{name}: built in {meta['seconds']:.1f} s", file=sys.stderr)
         return artifact
 
-    def _append(self, name: str, step: _Step, record: bytes) -> None:
+    def _append(self, name: str, step: Step, record: bytes) -> None:
         with disk_errors(self.dir / name):
             if self._stage_journals is not None:
                 self._stage_journals.append(name, step, record)
@@ -207,71 +227,6 @@ class Run:
 _UNFINISHED = ("running", "failed", "interrupted")
 
 
-class _Journal:
-    """An append-only file of records, one per (stage, step). A torn or damaged end is cut on opening."""
-
-    def __init__(self, path: Path) -> None:
-        self.seen: set[_Step] = set()
-        self.fresh: set[_Step] = set()
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (unbuffered: each record reaches the OS at once)
-        good = 0
-        for step, record, _ in _scan(path):
-            self.seen.add(step)
-            good += len(record)
-        if good < self._file.seek(0, 2):
-            self._file.truncate(good)
-
-    def append(self, step: _Step, record: bytes, fresh: bool) -> None:
-        if step in self.fresh and fresh:
-            raise ValueError(f"{self._file.name}: step {step[1]} of {step[0]} was already logged")
-        if fresh:
-            self.fresh.add(step)
-        if step not in self.seen:
-            self.seen.add(step)
-            while record:
-                record = record[self._file.write(record) :]
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Journals:
-    """The two journals of one folder: metrics and rollouts."""
-
-    def __init__(self, directory: Path) -> None:
-        self._by_name = {name: _Journal(directory / name) for name in (METRICS, ROLLOUTS)}
-
-    def append(self, name: str, step: _Step, record: bytes) -> None:
-        self._by_name[name].append(step, record, fresh=True)
-
-    def replay(self, directory: Path) -> None:
-        """Take over what the journals of another folder hold and these do not."""
-        for name, journal in self._by_name.items():
-            for step, record, _ in _scan(directory / name):
-                journal.append(step, record, fresh=False)
-
-    def forget_fresh(self) -> None:
-        for journal in self._by_name.values():
-            journal.fresh.clear()
-
-    def close(self) -> None:
-        for journal in self._by_name.values():
-            journal.close()
-
-
-def read_metrics(directory: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run folder's (or an artifact's) metrics, in the order logged; a torn end is left out."""
-    for _, _, text in _scan(directory / METRICS):
-        yield json.loads(text)
-
-
-def read_rollouts(directory: Path) -> Iterator[dict[str, Any]]:
-    """The groups of a run folder (or an artifact), one dict each, a step in memory at a time."""
-    for _, _, text in _scan(directory / ROLLOUTS):
-        for line in text.splitlines():
-            yield json.loads(line)
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """One of the run folder's JSON files.
 
@@ -287,47 +242,41 @@ def read_json(file: Path) -> dict[str, Any]:
     return record
 
 
-def _scan(path: Path) -> Iterator[tuple[_Step, bytes, bytes]]:
-    """(stage and step, record as stored, its text) up to the first torn or damaged record; nothing if no file."""
-    records = _frames(path) if path.suffix == ".zst" else _lines(path)
-    for record, text in records:
-        try:
-            first = json.loads(text.split(b"\n", 1)[0])
-            step = (str(first["stage"]), int(first["step"]))
-        except (ValueError, KeyError, TypeError):
-            return
-        yield step, record, text
+def summarize(directory: Path) -> dict[str, Any]:
+    """A run folder in short: path, recipe, seed, status, start, end, and its stages in the order they ran.
+
+    A run whose process is gone without a word (killed, power cut) has status "stopped".
+    """
+    record = read_json(directory / "run.json")
+    stages = sorted(
+        (read_json(file) for file in (directory / "stages").glob("*.json")), key=lambda s: s.get("start", 0)
+    )
+    shown = ("stage", "status", "seconds", "step", "metrics", "key")
+    summary: dict[str, Any] = {"path": str(directory)}
+    summary |= {name: record.get(name) for name in ("recipe", "seed", "status", "start", "end")}
+    if record.get("status") == "running" and not _is_locked(directory):
+        summary["status"] = "stopped"
+    return summary | {"stages": [{name: stage[name] for name in shown if name in stage} for stage in stages]}
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    if path.exists():
-        with open(path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                yield line, line
+def needed_keys(store: Store, directory: Path) -> set[str]:
+    """Every artifact that a run remembered by the store, or lying under `directory`, made or used."""
+    keys: set[str] = set()
+    for run in {*store.roots(), *(file.parent.resolve() for file in directory.glob("*/run.json"))}:
+        for file in (run / "stages").glob("*.json"):
+            record = read_json(file)
+            keys |= {record["key"], *record.get("inputs", [])}
+    return keys
 
 
-def _frames(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        pending = b""
-        while True:
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            stored, text = bytearray(), bytearray()
-            while not frame.eof:
-                chunk = pending or file.read(1 << 16)
-                pending = b""
-                if not chunk:
-                    return
-                try:
-                    text += frame.decompress(chunk)
-                except zstandard.ZstdError:
-                    return
-                stored += chunk
-            pending = frame.unused_data
-            yield bytes(stored[: len(stored) - len(pending)]), bytes(text)
+def _is_locked(directory: Path) -> bool:
+    try:
+        with exclusive_lock(directory / ".lock", wait=False):
+            return False
+    except LockHeld:
+        return True
+    except OSError:  # not ours to lock
+        return False
 
 
 def _group_record(group: Group) -> dict[str, Any]:
@@ -375,20 +324,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= _flat(item, f"{name}.{key}" if name else key)
     return flat
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: both become None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    text = json.dumps(_finite(plain(record)), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "replace") + b"\n"
 
 
 def _pretty(record: Mapping[str, Any]) -> str:

@@ -9,15 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dunwu import __version__
+
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "zstandard")
 
 
 def versions() -> dict[str, str | None]:
     """Versions of Python, dunwu and the libraries that decide a run's numbers; None if absent."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("dunwu", *LIBRARIES):
-        found[name] = library_version(name)
-    return found
+    found: dict[str, str | None] = {"python": platform.python_version(), "dunwu": __version__}
+    return found | {name: library_version(name) for name in LIBRARIES}
 
 
 def library_version(name: str) -> str | None:

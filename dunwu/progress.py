@@ -81,7 +81,7 @@ class Progress:
             self._write(text + "\n")
             return
         width = shutil.get_terminal_size().columns - 1
-        bar = self._bar(width - _columns(text) - 1)
+        bar = self._bar(width - columns(text) - 1)
         self._write(f"\r{bar}{_cut(text, max(width, 1))}\x1b[K")
 
     def _bar(self, room: int) -> str:
@@ -131,12 +131,12 @@ def _duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02}s" if whole < 3600 else f"{whole // 3600}h{whole // 60 % 60:02}m"
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
     """Terminal columns; Chinese characters take two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _cut(text: str, width: int) -> str:
-    while _columns(text) > width:
+    while columns(text) > width:
         text = text[:-1]
     return text

@@ -15,8 +15,6 @@ Not covered: network file systems without `flock`, and Windows (no lock there: d
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -27,10 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dunwu.types import DunwuError, UsageError
-
-if sys.platform != "win32":
-    import fcntl
+from dunwu.disk import LockHeld, canonical_json, disk_errors, exclusive_lock, fsync, plain, write_atomically
+from dunwu.types import UsageError
 
 MANIFEST, MARKER = "manifest.json", "COMPLETE"
 
@@ -120,16 +116,16 @@ class Store:
             files = {}
             for file in _files(work):
                 files[file.relative_to(work).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
-                _fsync(file)
+                fsync(file)
             for folder, _, _ in os.walk(work):
-                _fsync(Path(folder))
+                fsync(Path(folder))
             manifest = json.dumps({"key": key, "meta": plain(meta), "files": files}, indent=1, ensure_ascii=False)
             write_atomically(work / MANIFEST, manifest)
             if path.exists():
                 self._set_aside(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             work.rename(path)
-            _fsync(path.parent)
+            fsync(path.parent)
             write_atomically(path / MARKER, hashlib.sha256(manifest.encode()).hexdigest() + "\n")
             for private in _private(path):
                 _remove(private)
@@ -180,112 +176,10 @@ class Store:
         return aside
 
 
-class LockHeld(DunwuError):
-    """Another process holds the lock."""
-
-
 def default_home() -> Path:
     """`DUNWU_HOME`, else `~/.cache/dunwu`."""
     chosen = os.environ.get("DUNWU_HOME")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dunwu"
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path, what: str = "", wait: bool = True) -> Iterator[None]:
-    """Hold `path` locked; the kernel frees it when the process ends, however it ends.
-
-    Raises:
-        LockHeld: if another holder exists and `wait` is false; otherwise says so once and waits.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(handle, 32).decode("ascii", "replace").strip() or "?"
-                if not wait:
-                    raise LockHeld(f"{what or path} is in use by process {holder}", "wait for it to end") from None
-                print(f"dunwu: {what or path} is held by process {holder}; waiting for it", file=sys.stderr)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
-        yield
-    finally:
-        os.close(handle)
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON types: dataclasses and mappings to dicts, tuples to lists, paths to text.
-
-    Raises:
-        TypeError: for anything JSON has no word for.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(item) for item in value)
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if callable(getattr(value, "item", None)):  # a numpy or torch scalar
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
-
-
-def canonical_json(value: Any) -> str:
-    """One text per value: keys sorted, no spaces.
-
-    Example:
-        >>> canonical_json({"b": (1, 2), "a": 0.5})
-        '{"a":0.5,"b":[1,2]}'
-    """
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old text or the new, never a part; on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
-
-
-def explain_os_error(error: OSError, path: Path | str | None = None) -> DunwuError | None:
-    """The one line, with its cure, for a full disk or a missing permission; None for other errors."""
-    where = error.filename or path or "the disk"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        cure = "free some space, or set DUNWU_HOME and --out to another disk; the same command resumes"
-        return DunwuError(f"no space left while writing {where}", cure)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return DunwuError(f"no permission for {where}", "choose a place you may write with DUNWU_HOME or --out")
-    return None
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path | str | None = None) -> Iterator[None]:
-    """Full disk and missing permission become a DunwuError; other errors pass."""
-    try:
-        yield
-    except OSError as error:
-        explained = explain_os_error(error, path)
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def resolve_model(text: str, store: Store | None = None) -> Path:
@@ -296,19 +190,29 @@ def resolve_model(text: str, store: Store | None = None) -> Path:
     Raises:
         UsageError: naming what is there instead.
     """
-    folder = Path(text).expanduser()
-    if not folder.is_dir() and ":" in text:
-        run, _, stage = text.rpartition(":")
-        folder = _stage_folder(run, stage, store or Store())
-    if not folder.exists():
-        raise UsageError(f"no model at {text}: no such folder", "give a model folder or RUN:STAGE; see `dunwu runs`")
-    if not folder.is_dir():
-        raise UsageError(f"{text} is a file, not a model folder", "give the folder that holds config.json")
+    folder = resolve_folder(text, store)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
     there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise UsageError(f"{text} is no model folder: config.json is missing, it holds {there}", "give a model's folder")
+
+
+def resolve_folder(text: str, store: Store | None = None) -> Path:
+    """A folder by its path, or the artifact of a run's stage by RUN:STAGE.
+
+    Raises:
+        UsageError: naming what is there instead.
+    """
+    folder = Path(text).expanduser()
+    if not folder.is_dir() and ":" in text:
+        run, _, stage = text.rpartition(":")
+        return _stage_folder(run, stage, store or Store())
+    if not folder.exists():
+        raise UsageError(f"no such folder: {text}", "give a folder, or RUN:STAGE; see `dunwu runs`")
+    if not folder.is_dir():
+        raise UsageError(f"{text} is a file, not a folder", "give the folder that holds config.json")
+    return folder
 
 
 def _stage_folder(run: str, stage: str, store: Store) -> Path:
@@ -366,16 +270,6 @@ def _sha256(file: Path) -> str:
         while chunk := handle.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    if sys.platform == "win32":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,140 @@
+"""What store and log need of a disk: locks, writes that are whole or absent, errors with a cure, plain JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dunwu.types import DunwuError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class LockHeld(DunwuError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, what: str = "", wait: bool = True) -> Iterator[None]:
+    """Hold `path` locked; the kernel frees it when the process ends, however it ends.
+
+    Raises:
+        LockHeld: if another holder exists and `wait` is false; otherwise says so once and waits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 32).decode("ascii", "replace").strip() or "?"
+                if not wait:
+                    raise LockHeld(f"{what or path} is in use by process {holder}", "wait for it to end") from None
+                print(f"dunwu: {what or path} is held by process {holder}; waiting for it", file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old text or the new, never a part; on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
+
+
+def explain_os_error(error: OSError, path: Path | str | None = None) -> DunwuError | None:
+    """The one line, with its cure, for a full disk or a missing permission; None for other errors."""
+    where = error.filename or path or "the disk"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        cure = "free some space, or set DUNWU_HOME and --out to another disk; the same command resumes"
+        return DunwuError(f"no space left while writing {where}", cure)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DunwuError(f"no permission for {where}", "choose a place you may write with DUNWU_HOME or --out")
+    return None
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path | str | None = None) -> Iterator[None]:
+    """Full disk and missing permission become a DunwuError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        explained = explain_os_error(error, path)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def fsync(path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON types: dataclasses and mappings to dicts, tuples to lists, paths to text.
+
+    Raises:
+        TypeError: for anything JSON has no word for.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if callable(getattr(value, "item", None)):  # a numpy or torch scalar
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: both become None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list) else value
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: keys sorted, no spaces.
+
+    Example:
+        >>> canonical_json({"b": (1, 2), "a": 0.5})
+        '{"a":0.5,"b":[1,2]}'
+    """
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

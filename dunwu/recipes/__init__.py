@@ -1,0 +1,71 @@
+"""What can be run. A recipe is a story told by one module; here are only their names, knobs and presets.
+
+Nothing here imports torch: `dunwu recipes` and `dunwu run --help` answer at once, and a recipe's
+module is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from dunwu.log import Run
+from dunwu.recipes import configs
+from dunwu.types import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One thing `dunwu run` can do.
+
+    `config` is a frozen dataclass; `presets` maps a name (tiny, cpu, gpu) to an instance of it, the first
+    being the default; `run` is "module:function", called as `function(run, config)`.
+    """
+
+    name: str
+    summary: str
+    config: type
+    presets: Mapping[str, Any]
+    run: str
+
+    @property
+    def default_preset(self) -> str:
+        """The preset used when none is named."""
+        return next(iter(self.presets))
+
+    def load(self) -> Callable[[Run, Any], None]:
+        """Import the story."""
+        module, _, function = self.run.partition(":")
+        loaded: Callable[[Run, Any], None] = getattr(importlib.import_module(module), function)
+        return loaded
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="r1-zero",
+            summary="pages, tokenizer, base model, then GRPO with rule rewards only: the aha experiment, in minutes",
+            config=configs.R1ZeroConfig,
+            presets=configs.R1_ZERO_PRESETS,
+            run="dunwu.recipes.r1_zero:run",
+        ),
+    )
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        UsageError: naming the nearest one.
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=1)
+        raise UsageError(
+            f"unknown recipe {name!r}", f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RECIPES)}"
+        )
+    return RECIPES[name]
