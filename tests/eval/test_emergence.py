@@ -22,6 +22,7 @@ P24 = {"numbers": [3, 7, 12], "target": 24}
 P15 = {"numbers": [3, 7, 12], "target": 15}
 P24B = {"numbers": [3, 5, 9], "target": 24}
 
+
 def want(**counted: float) -> dict[str, float]:
     return counted
 
@@ -185,7 +186,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=25).map("".join)), st.sampled_from([P24, P15, {}]))
 def test_never_crashes_and_spans_are_in_order(text: str, problem: dict[str, Any]) -> None:
     trace = analyse(problem, text)
@@ -204,7 +205,9 @@ def test_any_problem_data(problem: dict[str, Any]) -> None:
     analyse(problem, "keep 3: need 24-3=21. 12-7=5, 5*3=15, no <answer>12-7</answer>")
 
 
-@pytest.mark.parametrize("piece", ["12-7=5,", "(", "24-7=17 no,", "keep 7: need 17. 12+5=17, ", "不是 ", "not  ", "1-", "=1"])
+@pytest.mark.parametrize(
+    "piece", ["12-7=5,", "(", "24-7=17 no,", "keep 7: need 17. 12+5=17, ", "不是 ", "not  ", "1-", "=1"]
+)
 def test_linear_time(piece: str) -> None:
     """Eight times the text takes about eight times the processor time, not sixty-four."""
 
@@ -214,8 +217,8 @@ def test_linear_time(piece: str) -> None:
         return time.process_time() - start
 
     seconds(100)
-    small = min(seconds(500) for _ in range(3))
-    assert seconds(4000) < 30 * small + 0.05
+    small = min(seconds(300) for _ in range(3))
+    assert seconds(2400) < 30 * small + 0.05
 
 
 def test_annotate_marks_sums_verdicts_and_the_answer() -> None:
