@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}", f"see {self.prog} --help")
+        raise UsageError(f"{self.prog.removeprefix('dunwu ')}: {message}", f"see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,9 +142,11 @@ def _run_help(parser: Parser, rest: Sequence[str]) -> str:
 def _no_command(words: Sequence[str]) -> int:
     """A group's name alone lists the group; anything else is an error that names the nearest command."""
     group = [name for name in COMMANDS if name.startswith(words[0] + " ")]
-    if group and (len(words) == 1 or words[1] in ("-h", "--help")):
+    if group and words[1:2] in (["-h"], ["--help"]):
         print("\n".join(f"  dunwu {name:18} {COMMANDS[name].summary}" for name in group))
-        return 0 if len(words) > 1 else UsageError.exit_code
+        return 0
+    if group and len(words) == 1:
+        raise UsageError(f"{words[0]} needs a word more", f"one of {', '.join(group)}")
     if group:
         raise _not_understood(words[0], words[1], [])
     near = get_close_matches(words[0], [name.split()[0] for name in COMMANDS], n=1, cutoff=0.5)
@@ -154,7 +156,7 @@ def _no_command(words: Sequence[str]) -> int:
 def _not_understood(name: str, word: str, flags: Sequence[str]) -> UsageError:
     if word.startswith("-"):
         near = get_close_matches(word.split("=", 1)[0], flags, n=1, cutoff=0.5)
-        return UsageError(f"dunwu {name}: unknown flag {word}", f"did you mean {near[0]}?" if near else "see --help")
+        return UsageError(f"{name}: unknown flag {word}", f"did you mean {near[0]}?" if near else "see --help")
     near = get_close_matches(f"{name} {word}", [other for other in COMMANDS if other.startswith(name + " ")], n=1)
     return UsageError(
         f"dunwu {name}: {word!r} is not understood", f"did you mean 'dunwu {near[0]}'?" if near else "see --help"
