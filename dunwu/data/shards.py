@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ SHARD_TOKENS = 1 << 22
 
 
 class ShardWriter:
-    """Appends documents to a shard folder; call `close` for the index.
+    """Appends documents to a shard folder; call `close` for the index. Holds no more than the tokens of one call.
 
     Args:
         folder: where the shards go; created.
@@ -37,35 +38,91 @@ class ShardWriter:
         self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self.lengths: list[int] = []
         self.documents = 0
-        self._buffer: list[int] = []
+        self._file: BufferedWriter | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens written so far, end tokens included."""
-        return sum(self.lengths) + len(self._buffer)
+        return sum(self.lengths)
 
     def add(self, documents: Iterable[Sequence[int]]) -> None:
         """Append tokenized documents."""
-        for ids in documents:
-            self._buffer.extend(ids)
-            self._buffer.append(self.end_id)
+        ids: list[int] = []
+        for document in documents:
+            ids.extend(document)
+            ids.append(self.end_id)
             self.documents += 1
-        while len(self._buffer) >= self.shard_tokens:
-            self._write(self.shard_tokens)
+            if len(ids) > 1 << 16:
+                self._write(ids)
+                ids = []
+        self._write(ids)
+
+    def add_part(self, ids: Sequence[int], last: bool) -> None:
+        """Append a part of one long document; `last` ends it."""
+        self._write([*ids, self.end_id] if last else ids)
+        self.documents += last
 
     def close(self, **extra: Any) -> dict[str, Any]:
-        """Write what is left and the index; returns the index."""
-        if self._buffer:
-            self._write(len(self._buffer))
+        """Write the index; returns it."""
+        if self._file is not None:
+            self._file.close()
         index = {"dtype": self.dtype.str, "shards": self.lengths, "documents": self.documents, **extra}
         (self.folder / "index.json").write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
         return index
 
-    def _write(self, count: int) -> None:
-        path = self.folder / f"{len(self.lengths):05d}.bin"
-        np.asarray(self._buffer[:count], dtype=self.dtype).tofile(path)
-        self.lengths.append(count)
-        del self._buffer[:count]
+    def _write(self, ids: Sequence[int]) -> None:
+        tokens = np.asarray(ids, dtype=self.dtype)
+        while len(tokens):
+            if self._file is None or self.lengths[-1] == self.shard_tokens:
+                if self._file is not None:
+                    self._file.close()
+                self._file = open(self.folder / f"{len(self.lengths):05d}.bin", "wb")  # noqa: SIM115
+                self.lengths.append(0)
+            fitting = tokens[: self.shard_tokens - self.lengths[-1]]
+            self._file.write(fitting.tobytes())
+            self.lengths[-1] += len(fitting)
+            tokens = tokens[len(fitting) :]
+
+
+class TokenFolder:
+    """The tokens of a shard folder in order, read where asked."""
+
+    def __init__(self, folder: Path) -> None:
+        index_file = folder / "index.json"
+        if not index_file.is_file():
+            raise DunwuError(f"no token shards at {folder}", "tokenize documents into it first")
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        self.folder, self.dtype = folder, np.dtype(index["dtype"])
+        self.lengths: list[int] = index["shards"]
+        self._files = [os.open(folder / f"{n:05d}.bin", os.O_RDONLY) for n in range(len(self.lengths))]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on disk."""
+        return sum(self.lengths)
+
+    def read_shard(self, shard: int, start: int, count: int) -> NDArray[np.int64]:
+        """(count,) ids of one shard; fewer at its end."""
+        width = self.dtype.itemsize
+        raw = os.pread(self._files[shard], count * width, start * width)
+        return np.frombuffer(raw, dtype=self.dtype).astype(np.int64)
+
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """(count,) ids from position `start` of the whole folder; fewer at its end."""
+        parts = []
+        for shard, length in enumerate(self.lengths):
+            if start < length and count > 0:
+                parts.append(self.read_shard(shard, start, min(count, length - start)))
+                count -= len(parts[-1])
+                start = length
+            start -= length
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def close(self) -> None:
+        """Close the shard files."""
+        for file in self._files:
+            os.close(file)
+        self._files = []
 
 
 class PackedShards:
@@ -76,22 +133,18 @@ class PackedShards:
     """
 
     def __init__(self, folder: Path, length: int, seed: int) -> None:
-        index_file = folder / "index.json"
-        if not index_file.is_file():
-            raise DunwuError(f"no token shards at {folder}", "tokenize documents into it first")
-        index = json.loads(index_file.read_text(encoding="utf-8"))
+        self.data = TokenFolder(folder)
         self.folder, self.length, self.seed = folder, length, seed
-        self.dtype = np.dtype(index["dtype"])
-        self.lengths: list[int] = index["shards"]
+        self.lengths = self.data.lengths
         # One window of slack per shard leaves room for the epoch's phase.
         self.windows = [max(0, (n - 1) // length - 1) for n in self.lengths]
         self.total = sum(self.windows)
         if self.total == 0:
+            self.close()
             raise DunwuError(
                 f"{folder} holds {sum(self.lengths)} tokens, too few for windows of {length}",
                 "give more text or a shorter context",
             )
-        self._files = [os.open(folder / f"{n:05d}.bin", os.O_RDONLY) for n in range(len(self.lengths))]
         self._epoch: tuple[int, NDArray[np.int64], int] | None = None
         self._shard: tuple[int, int, NDArray[np.int64]] | None = None
 
@@ -118,12 +171,8 @@ class PackedShards:
             dice = np.random.default_rng(derive_seed("windows", self.seed, epoch, int(shard)))
             self._shard = (epoch, int(shard), dice.permutation(self.windows[shard]))
         start = int(self._shard[2][place]) * self.length + phase
-        width = self.dtype.itemsize
-        raw = os.pread(self._files[shard], (self.length + 1) * width, start * width)
-        return np.frombuffer(raw, dtype=self.dtype).astype(np.int64)
+        return self.data.read_shard(int(shard), start, self.length + 1)
 
     def close(self) -> None:
         """Close the shard files."""
-        for file in self._files:
-            os.close(file)
-        self._files = []
+        self.data.close()
