@@ -17,7 +17,7 @@ from typing import Any, Literal
 from dunwu.tasks.expression import SPACE, Evaluated, ExpressionError, evaluate
 from dunwu.tasks.formats import ANSWER, ANSWER_END, THINK, THINK_END, split_completion
 from dunwu.tasks.solver import MAX_OPERANDS, reachable, solve, value_table
-from dunwu.tasks.splits import check_draw, count_multisets, multiset, permuted, split_of
+from dunwu.tasks.splits import SPLITS, check_draw, count_multisets, multiset, permuted, split_of
 from dunwu.tasks.templates import (
     TEMPLATE_EN,
     TEMPLATE_ZH,
@@ -36,8 +36,10 @@ MAX_GIVEN = 16
 """Most numbers a problem to be scored may give."""
 MAX_NUMBER = 10**9 - 1
 """Largest number a problem may give: `expression.MAX_DIGITS` nines."""
-ENUMERABLE = 12_000
-"""Up to this many multisets of at most 3 numbers, a split is listed in full; beyond, it is drawn from."""
+MAX_TARGET = 10**12
+"""Largest target a generated problem may have."""
+LISTABLE = 500_000
+"""Up to this many candidates, of at most 3 numbers, the splits are listed in full; beyond, they are drawn from."""
 
 Pair = tuple[tuple[int, ...], int]
 """A problem in canonical form: sorted numbers, target."""
@@ -79,8 +81,10 @@ class CountdownConfig:
             raise UsageError(f"countdown: operands = {self.operands}", f"2 to {MAX_OPERANDS}")
         if not 0 <= self.low <= self.high <= MAX_NUMBER:
             raise UsageError(f"countdown: numbers from {self.low} to {self.high}", f"0 <= low <= high <= {MAX_NUMBER}")
-        if self.target_low > self.target_high:
-            raise UsageError(f"countdown: targets from {self.target_low} to {self.target_high}", "low <= high")
+        if not -MAX_TARGET <= self.target_low <= self.target_high <= MAX_TARGET:
+            raise UsageError(
+                f"countdown: targets from {self.target_low} to {self.target_high}", f"low <= high, within ±{MAX_TARGET}"
+            )
         if self.solvable not in ("only", "any", "never"):
             raise UsageError(f"countdown: solvable = {self.solvable!r}", "only, any or never")
         if self.language not in TEMPLATES:
@@ -214,13 +218,11 @@ class Countdown:
 
     def _draw(self, split: str, seed: int, index: int) -> Pair:
         """The canonical problem at (split, seed, index)."""
-        config = self.config
-        multisets = count_multisets(config.low, config.high, config.operands)
-        if config.operands > 3 or multisets > ENUMERABLE:
-            return _sample(config, split, seed, index)
-        listed = _listed(config, split)
+        if not _can_list(self.config):
+            return _sample(self.config, split, seed, index)
+        listed = _listed(self.config)[split]
         if not listed:
-            raise _empty(config, split)
+            raise _empty(self.config, split)
         lap, place = divmod(index, len(listed))
         return listed[permuted(place, len(listed), self.name, split, seed, lap)]
 
@@ -257,17 +259,23 @@ def _fits(config: CountdownConfig, numbers: tuple[int, ...], target: int) -> boo
     return fewest <= (target in reachable(numbers)) <= most
 
 
-@lru_cache(maxsize=32)
-def _listed(config: CountdownConfig, split: str) -> tuple[Pair, ...]:
-    """Every problem of a split, in a fixed order."""
-    multisets = count_multisets(config.low, config.high, config.operands)
-    found = []
-    for rank in range(multisets):
+def _can_list(config: CountdownConfig) -> bool:
+    targets = config.target_high - config.target_low + 1
+    if config.solution_range[0] > 0:
+        targets = min(targets, 68)  # three numbers make no more values
+    return config.operands <= 3 and targets * count_multisets(config.low, config.high, config.operands) <= LISTABLE
+
+
+@lru_cache(maxsize=16)
+def _listed(config: CountdownConfig) -> dict[str, tuple[Pair, ...]]:
+    """Every problem of each split, in a fixed order."""
+    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    for rank in range(count_multisets(config.low, config.high, config.operands)):
         numbers = multiset(rank, config.low, config.high, config.operands)
         for target in _targets(config, numbers):
-            if split_of(numbers, target) == split and _fits(config, numbers, target):
-                found.append((numbers, target))
-    return tuple(found)
+            if _fits(config, numbers, target):
+                splits[split_of(numbers, target)].append((numbers, target))
+    return {split: tuple(pairs) for split, pairs in splits.items()}
 
 
 def _targets(config: CountdownConfig, numbers: tuple[int, ...]) -> Sequence[int]:

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dunwu.tasks.formats import split_completion
@@ -94,11 +94,10 @@ def test_the_thinking_is_the_best_guess_where_ill_formed() -> None:
 
 _TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 _INSIDE = r"(?:(?!</?think>|</?answer>).)*"
-_GRAMMAR = re.compile(
-    rf"[ \t\r\n]*<think>{_INSIDE}</think>[ \t\r\n]*<answer>{_INSIDE}</answer>[ \t\r\n]*", re.DOTALL
-)
+_GRAMMAR = re.compile(rf"[ \t\r\n]*<think>{_INSIDE}</think>[ \t\r\n]*<answer>{_INSIDE}</answer>[ \t\r\n]*", re.DOTALL)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*_TAGS, " ", "\n", "a", "1+1", "<", "\u3000"]), max_size=12).map("".join))
 def test_well_formed_is_exactly_the_grammar(text: str) -> None:
     assert split_completion(text).well_formed == (_GRAMMAR.fullmatch(text) is not None)

@@ -27,9 +27,9 @@ def fill(shape: object, numbers: list[int], signs: list[str]) -> Tree:
     """The tree of a shape, leaves and operators taken from the lists in order."""
     if shape is None:
         return numbers.pop(0)
-    left, right = shape  # type: ignore[misc]
+    assert isinstance(shape, tuple)
     sign = signs.pop(0)
-    return (sign, fill(left, numbers, signs), fill(right, numbers, signs))
+    return (sign, fill(shape[0], numbers, signs), fill(shape[1], numbers, signs))
 
 
 def trees(numbers: list[int]) -> list[Tree]:
