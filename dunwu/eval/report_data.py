@@ -1,0 +1,238 @@
+"""What a run folder holds, gathered into one JSON-able dict: the whole content of report.json.
+
+Reads files only. Whatever is missing (a run still going, killed, without rollouts or evidence) is an
+empty list or dict here and a sentence in the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from dunwu.eval.emergence import aggregate
+from dunwu.log import read_json, read_metrics, read_rollouts
+from dunwu.types import DunwuError
+
+Curve = list[tuple[float, float]]
+Curves = dict[str, dict[str, Curve]]
+"""Stage → metric key → (step, value), steps ascending."""
+
+EMERGENCE_STEPS = 100
+"""RL steps whose samples are read for behaviours, where the run did not log them itself; evenly spread."""
+EMERGENCE_GROUPS = 16
+"""Groups of such a step that are read."""
+OFFLINE = "rollouts"
+"""Name, among the curves' stages, of the behaviours read from the samples here."""
+LONGEST_TEXT = 4000
+"""Characters of a text that are kept; the rest is counted."""
+
+
+def collect(run_dir: Path) -> dict[str, Any]:
+    """Everything the report says.
+
+    Raises:
+        DunwuError: `run_dir` is no run folder, or its run.json is damaged.
+    """
+    if not (run_dir / "run.json").is_file():
+        raise DunwuError(f"{run_dir} is no run folder: it has no run.json", "give the folder that `dunwu run` made")
+    run = read_json(run_dir / "run.json")
+    stages = _stages(run_dir)
+    curves = _curves(read_metrics(run_dir))
+    rl_stages = [stage for stage, keys in curves.items() if any(key.startswith("grpo/") for key in keys)]
+    if not any(key.startswith("emergence/") for keys in curves.values() for key in keys):
+        behaviours = _offline_behaviours(run_dir, curves, rl_stages)
+        if behaviours:
+            curves[OFFLINE] = behaviours
+    evidence_file = run_dir / "evidence.json"
+    evidence = read_json(evidence_file) if evidence_file.is_file() else {}
+    data: dict[str, Any] = {
+        "name": run_dir.resolve().name,
+        "run": run,
+        "stages": stages,
+        "rl_stages": rl_stages,
+        "evidence": evidence,
+        "curves": curves,
+        "groups": _shown_groups(run_dir),
+    }
+    data["verdicts"] = verdicts(data)
+    return data
+
+
+def curve(data: Mapping[str, Any], key: str) -> Curve:
+    """A metric's points from the first stage that logged it, RL stages last (held-out measurements win)."""
+    curves: Curves = data["curves"]
+    for stage in sorted(curves, key=lambda stage: stage in data["rl_stages"]):
+        if key in curves[stage]:
+            return curves[stage][key]
+    return []
+
+
+def ends(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Mean of the first and of the last tenth of a curve (at least one point each); None below two points."""
+    if len(points) < 2:
+        return None
+    share = max(1, len(points) // 10)
+    first = [y for _, y in points[:share]]
+    last = [y for _, y in points[-share:]]
+    return sum(first) / share, sum(last) / share
+
+
+def headline(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Base and result: `{"base": interval, "result": interval, "difference": interval or None, "source": words}`.
+
+    From the evidence's first and last checkpoint; before there is evidence, from the held-out curve, whose
+    points have no interval. Empty without either.
+    """
+    checkpoints = [c for c in data["evidence"].get("checkpoints") or [] if _is_interval(c.get("pass@1"))]
+    if len(checkpoints) >= 2:
+        base, result = checkpoints[0], checkpoints[-1]
+        source = data["evidence"].get("measure") or f"{base['pass@1'].get('n', '?')} held-out problems"
+        difference = data["evidence"].get("difference")
+        return {"base": base["pass@1"], "result": result["pass@1"], "difference": difference, "source": source}
+    points = curve(data, "eval/pass@1")
+    if len(points) < 2:
+        return {}
+    figures = [{"value": y, "low": None, "high": None} for _, y in (points[0], points[-1])]
+    source = "the validation curve, without interval: the evidence stage has not run"
+    return {"base": figures[0], "result": figures[1], "difference": None, "source": source}
+
+
+def verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Claims with the figures that decide them: `{"claim", "holds": true/false/null, "figure"}`.
+
+    The recipe's own verdicts come first; the rest follows from the curves and the intervals.
+    """
+    found = list(data["evidence"].get("verdicts") or [])
+    rise = headline(data)
+    length = ends(curve(data, "eval/length") or curve(data, "grpo/length") or curve(data, "emergence/length_all"))
+    raised = None
+    if rise:
+        low, high = rise["result"].get("low"), rise["base"].get("high")
+        gain = rise["result"]["value"] - rise["base"]["value"]
+        difference = rise["difference"] or {}
+        if difference.get("low") is not None:
+            raised = difference["low"] > 0
+        elif low is not None and high is not None:
+            raised = low > high
+        figure = f"{_figure(rise['base'])} → {_figure(rise['result'])}, Δ {gain:+.3f}"
+        found.append({"claim": "Rule rewards alone raise the held-out score", "holds": raised, "figure": figure})
+    if length and rise:
+        grows = length[1] > 1.1 * length[0] and rise["result"]["value"] > rise["base"]["value"]
+        figure = f"{length[0]:.0f} → {length[1]:.0f} tokens per response"
+        found.append({"claim": "Score and response length rise together", "holds": grows, "figure": figure})
+    found += _behaviour_verdicts(data)
+    for control in data["evidence"].get("controls") or []:
+        if control.get("expected"):
+            claim = f"Control, {control.get('name', '?')}: {control['expected']}"
+            figure = f"{_figure(control.get('base'))} → {_figure(control.get('result'))}"
+            found.append({"claim": claim, "holds": control.get("holds"), "figure": figure})
+    return found
+
+
+def _behaviour_verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    wanted = [
+        ("True checks become more frequent", "emergence/true_checks", True),
+        ("Backtracking becomes more frequent", "emergence/backtracks", True),
+        ("False checks become rarer", "emergence/false_checks", False),
+    ]
+    found = []
+    for claim, key, up in wanted:
+        both = ends(curve(data, key))
+        if both:
+            figure = f"{both[0]:.2f} → {both[1]:.2f} per response"
+            found.append({"claim": claim, "holds": both[1] > both[0] if up else both[1] < both[0], "figure": figure})
+    return found
+
+
+def _figure(interval: Any) -> str:
+    if not _is_interval(interval):
+        return "?"
+    low, high = interval.get("low"), interval.get("high")
+    ends_text = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{interval['value']:.3f}{ends_text}"
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("value"), (int, float))
+
+
+def _stages(run_dir: Path) -> list[dict[str, Any]]:
+    """The stages in an order in which inputs come before what they feed."""
+    found = []
+    for file in sorted((run_dir / "stages").glob("*.json")):
+        stage = read_json(file)
+        found.append({"stage": file.stem, "inputs": [], "metrics": {}} | stage)
+    ordered: list[dict[str, Any]] = []
+    while found:
+        waiting = {stage.get("key") for stage in found}
+        ready = next((s for s in found if not waiting & set(s["inputs"])), found[0])
+        found.remove(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def _curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
+    curves: Curves = {}
+    for line in lines:
+        of_stage = curves.setdefault(line["stage"], {})
+        for key, value in line.items():
+            if key not in ("stage", "step", "time") and isinstance(value, (int, float)) and math.isfinite(value):
+                of_stage.setdefault(key, []).append((line["step"], value))
+    for of_stage in curves.values():
+        for points in of_stage.values():
+            points.sort()
+    return curves
+
+
+def _offline_behaviours(run_dir: Path, curves: Curves, rl_stages: Sequence[str]) -> dict[str, Curve]:
+    """`emergence/*` of evenly spread steps, read from the samples."""
+    steps = sorted({int(step) for stage in rl_stages for step, _ in curves[stage].get("grpo/reward", [])})
+    wanted = set(evenly(steps, EMERGENCE_STEPS)) if steps else None
+    found: dict[str, Curve] = {}
+    for (_, step), groups in _by_step(run_dir):
+        if wanted is not None and step not in wanted:
+            continue
+        for key, value in aggregate(evenly(list(groups), EMERGENCE_GROUPS)).items():
+            found.setdefault(key, []).append((step, value))
+    return found
+
+
+def _by_step(run_dir: Path) -> Iterator[tuple[tuple[str, int], Iterator[dict[str, Any]]]]:
+    return groupby(read_rollouts(run_dir), key=lambda group: (group["stage"], group["step"]))
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the items, first and last among them, evenly spread.
+
+    Example:
+        >>> evenly(range(10), 4)
+        [0, 3, 6, 9]
+    """
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def _shown_groups(run_dir: Path) -> list[dict[str, Any]]:
+    """One group of the first, a middle and the last step: the first whose rewards differ, else the first."""
+    steps = list(dict.fromkeys((group["stage"], group["step"]) for group in read_rollouts(run_dir)))
+    wanted = set(evenly(steps, 3))
+    chosen = []
+    for step, groups in _by_step(run_dir):
+        if step in wanted:
+            kept = list(groups)
+            mixed = (group for group in kept if len({r["reward"] for r in group["rollouts"]}) > 1)
+            chosen.append(clip(next(mixed, kept[0])))
+    return chosen
+
+
+def clip(value: Any) -> Any:
+    """The same JSON value with every long text cut and the characters left out counted."""
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return value[:LONGEST_TEXT] + f"… [{len(value) - LONGEST_TEXT} more characters]"
+    if isinstance(value, Mapping):
+        return {key: clip(item) for key, item in value.items()}
+    return [clip(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,361 @@
+"""The report as one HTML page: sections in the order a doubtful reader asks for them. No script, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dunwu.eval.plots import PAGE
+from dunwu.eval.report_curves import (
+    behaviour_figures,
+    control_figure,
+    pretraining_figures,
+    score_and_length,
+    training_figures,
+)
+from dunwu.eval.report_data import OFFLINE, headline
+from dunwu.eval.report_parts import (
+    duration,
+    heading,
+    interval,
+    interval_bar,
+    mark,
+    marked,
+    note,
+    number,
+    right_or_wrong,
+    safe,
+    signed_bar,
+    stage_figure,
+    table,
+)
+
+# Even if an escape were missed, nothing could run or be loaded.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+SHOWN_ROLLOUTS = 6
+"""Rollouts of a group that are open; the others unfold."""
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The page of what `collect` found."""
+    style = Path(__file__).with_name("report.css").read_text("utf-8")
+    title = f"{data['run'].get('recipe', 'run')} · {data['name']}"
+    sections = "\n".join(section for section in _sections(data) if section)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{safe(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{sections}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _sections(data: Mapping[str, Any]) -> Iterator[str]:
+    yield _top(data)
+    yield _stages(data)
+    yield _picture(data)
+    yield _behaviours(data)
+    yield _completions(data)
+    yield _controls(data)
+    yield _groups(data)
+    yield _training(data)
+    yield _checkpoints(data)
+    yield _settings(data)
+    yield _lineage(data)
+    yield _footer(data)
+
+
+def _top(data: Mapping[str, Any]) -> str:
+    run, rise = data["run"], headline(data)
+    status = str(run.get("status", "unknown"))
+    badge = f'<span class="badge{"" if status == "done" else " bad"}">{safe(status)}</span>'
+    facts = [data["name"], f"seed {run.get('seed', '?')}", str(run.get("start", ""))[:16].replace("T", " ")]
+    parts = [f'<p class="eyebrow">dunwu 顿悟 · {" · ".join(safe(f) for f in facts if f)} {badge}</p>']
+    parts.append(f"<h1>{safe(run.get('recipe', 'run'))}: {safe(_sentence(rise))}</h1>")
+    if status == "running":
+        parts.append(note("The run had not ended when this page was written; what is here is what was there."))
+    elif status != "done":
+        parts.append(note(f"The run ended as “{status}”; the same command resumes it."))
+    if rise:
+        parts.append(_hero(rise))
+        parts.append(f'<p class="caption">{safe(rise["source"])}.</p>')
+    for said in data["evidence"].get("notes") or []:
+        parts.append(note(said))
+    rows = [
+        f"<li>{mark(v.get('holds'))}<span>{safe(v.get('claim', ''))}</span>"
+        f'<span class="figures">{safe(v.get("figure", ""))}</span></li>'
+        for v in data["verdicts"]
+    ]
+    if rows:
+        parts.append(f'<ul class="verdicts">{"".join(rows)}</ul>')
+    else:
+        parts.append(note("No held-out score and no behaviours have been measured yet."))
+    return "".join(parts)
+
+
+def _sentence(rise: Mapping[str, Any]) -> str:
+    if not rise:
+        return "no held-out score yet"
+    base, result = rise["base"]["value"], rise["result"]["value"]
+    verb = "from" if result >= base else "down from"
+    return f"{verb} {base:.0%} to {result:.0%} on held-out problems"
+
+
+def _hero(rise: Mapping[str, Any]) -> str:
+    def block(name: str, chinese: str, value: Mapping[str, Any], kind: str, sign: str = "") -> str:
+        low, high = value.get("low"), value.get("high")
+        ends = (
+            f"95%: {low * 100:{sign}.1f} to {high * 100:{sign}.1f}"
+            if low is not None and high is not None
+            else "no interval"
+        )
+        shown = f"{value['value'] * 100:{sign}.1f}<small>{' pts' if sign else ' %'}</small>"
+        what = f'{name} · <span lang="zh">{chinese}</span>'
+        return f'<div><div class="what">{what}</div><div class="figure {kind}">{shown}</div><div class="range">{ends}</div></div>'
+
+    blocks = [
+        block("base", "基座", rise["base"], ""),
+        '<div class="arrow" aria-hidden="true">→</div>',
+        block("after reinforcement", "强化学习后", rise["result"], "result"),
+    ]
+    if isinstance(rise.get("difference"), Mapping):
+        blocks.append(block("difference, same problems", "同题之差", rise["difference"], "", "+"))
+    return f'<div class="hero">{"".join(blocks)}</div>'
+
+
+def _stages(data: Mapping[str, Any]) -> str:
+    drawn = stage_figure(data["stages"])
+    body = f'<figure class="wide scroll">{drawn}</figure>' if drawn else note("No stage has begun.")
+    return heading("Stages", "阶段") + body
+
+
+def _picture(data: Mapping[str, Any]) -> str:
+    head = heading("Score and length rise together?", "得分与长度是否同升")
+    drawn = score_and_length(data, PAGE, 1040, 190)
+    if not drawn:
+        return head + note("No reinforcement learning step has been logged yet.")
+    caption = (
+        "Above: share of right answers on held-out problems (dots, 95% intervals) and of training samples (line, raw behind). "
+        "Below: tokens per training response, all, right and wrong ones; smoothed, raw behind."
+    )
+    return f'{head}<p class="caption">{caption}</p><figure class="wide">{drawn}</figure>'
+
+
+def _behaviours(data: Mapping[str, Any]) -> str:
+    head = heading("Behaviours in the thoughts", "思考中的行为")
+    figures = behaviour_figures(data)
+    if not figures:
+        return head + note("No samples were kept, so no behaviour could be read.")
+    source = "read from samples of the run after the fact" if OFFLINE in data["curves"] else "as logged by the run"
+    lead = f"Counted by a parser from the sums and verdicts of the text, not by a language model; {source}."
+    return f'{head}<p class="lead">{lead}</p><div class="grid">{"".join(figures)}</div>'
+
+
+def _completions(data: Mapping[str, Any]) -> str:
+    head = heading("The same problems at successive checkpoints", "同一题在各检查点")
+    shown = data["evidence"].get("shown") or []
+    if not shown:
+        return head + note("No held-out completions: the evidence stage has not run.")
+    parts = [head, _legend()]
+    for row in shown:
+        problem = row.get("problem") or {}
+        parts.append(f'<p class="problem">{_problem(problem)}</p><div class="row">')
+        for said in row.get("completions") or []:
+            facts = f"{number(said.get('length'))} tokens"
+            parts.append(
+                f'<div class="card"><header><span><b>{safe(said.get("name", "?"))}</b> · {facts}</span>'
+                f"{right_or_wrong(said.get('right'))}</header>"
+                f'<pre class="text">{marked(problem, str(said.get("completion", "")))}</pre></div>'
+            )
+        parts.append("</div>")
+    return "".join(parts)
+
+
+def _legend() -> str:
+    samples = (
+        ("eq true", "12-7=5", "true sum"),
+        ("eq false", "12+7=24", "false sum"),
+        ("verdict true", "no", "true check"),
+        ("verdict false", "yes!", "false or unsound check"),
+        ("reflection", "Wait", "reflection word"),
+        ("subgoal", "Keep 7", "subgoal"),
+        ("answer true", "(12-7)*3", "answer, works or not"),
+    )
+    items = "".join(
+        f'<span><span class="text"><span class="{kind}">{text}</span></span> {words}</span>'
+        for kind, text, words in samples
+    )
+    return f'<div class="legend">{items}</div>'
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    numbers, target = problem.get("numbers"), problem.get("target")
+    if isinstance(numbers, list) and target is not None:
+        return f"{safe(', '.join(map(str, numbers)))} → {safe(target)}"
+    return safe(problem.get("question") or problem.get("prompt") or problem)
+
+
+def _controls(data: Mapping[str, Any]) -> str:
+    controls, seeds = data["evidence"].get("controls") or [], data["evidence"].get("seeds") or []
+    head = heading("Controls and seeds", "对照与种子")
+    if not controls and not seeds:
+        return head + note("None in this run: `dunwu run r1-zero-study` makes several seeds and the controls.")
+    parts = [head]
+    figure = control_figure(data)
+    if figure:
+        parts.append(f'<div class="wide">{figure}</div>')
+    over = data["evidence"].get("over_seeds") or {}
+    rows = [
+        [f"seed {number(s.get('seed'))}", interval(s.get("base")), interval(s.get("result")), "", ""] for s in seeds
+    ]
+    if over:
+        words = "mean over seeds <small>(Student’s t)</small>"
+        rows.append(
+            [words, interval(over.get("base")), interval(over.get("result")), interval(over.get("difference")), ""]
+        )
+    for control in controls:
+        expected = (
+            f"{safe(control['expected'])} {mark(control.get('holds'))}" if control.get("expected") else "reported"
+        )
+        figures = [interval(control.get(key)) for key in ("base", "result", "difference")]
+        rows.append([f"control: {safe(control.get('name', '?'))}", *figures, expected])
+    parts.append(table(["run", "base", "result", "difference", "expected"], rows))
+    return "".join(parts)
+
+
+def _groups(data: Mapping[str, Any]) -> str:
+    head = heading("Groups: what the update saw", "组：更新所见")
+    if not data["groups"]:
+        return head + note("No sampled groups were kept.")
+    parts = [
+        head,
+        '<p class="lead">Of an early, a middle and a late step, the first group whose rewards differ.</p>',
+        _legend(),
+    ]
+    for group in data["groups"]:
+        title = f"{safe(group['stage'])}, step {number(group['step'])}: {_problem(group['problem'])}"
+        parts.append(f"<h3>{title}</h3>")
+        parts.append(f'<details><summary>prompt</summary><pre class="prompt">{safe(group["prompt"])}</pre></details>')
+        rows = [_rollout(group, rollout) for rollout in group["rollouts"]]
+        parts.append("".join(rows[:SHOWN_ROLLOUTS]))
+        if rows[SHOWN_ROLLOUTS:]:
+            more = f"{len(rows) - SHOWN_ROLLOUTS} more"
+            parts.append(f"<details><summary>{more}</summary>{''.join(rows[SHOWN_ROLLOUTS:])}</details>")
+    return "".join(parts)
+
+
+def _rollout(group: Mapping[str, Any], rollout: Mapping[str, Any]) -> str:
+    facts: list[tuple[str, object]] = [("reward", rollout["reward"]), *sorted(rollout["rewards"].items())]
+    advantage = rollout.get("advantage")
+    facts += [("advantage", "none" if advantage is None else f"{advantage:+.2f}"), ("tokens", rollout["length"])]
+    if rollout["status"] != "ok":
+        facts.append((rollout["status"], rollout.get("reason") or ""))
+    if rollout.get("finish_reason") == "length":
+        facts.append(("cut", "at the longest length"))
+    cells = "".join(f"<dt>{safe(name)}</dt><dd>{number(value)}</dd>" for name, value in facts)
+    largest = max((abs(r["advantage"]) for r in group["rollouts"] if r.get("advantage") is not None), default=0.0)
+    bar = signed_bar(advantage, largest) if advantage is not None else ""
+    text = marked(group["problem"], rollout["completion"])
+    return f'<div class="rollout"><dl>{cells}<div class="bar">{bar}</div></dl><pre class="text">{text}</pre></div>'
+
+
+def _training(data: Mapping[str, Any]) -> str:
+    parts = []
+    for stage in data["rl_stages"]:
+        figures = training_figures(data["curves"], stage)
+        chinese = "强化学习"
+        parts.append(heading(f"Training: {stage}", chinese) + f'<div class="grid">{"".join(figures)}</div>')
+    figures = pretraining_figures(data["curves"])
+    if figures:
+        parts.append(heading("Pretraining", "预训练") + f'<div class="grid">{"".join(figures)}</div>')
+    return "".join(parts)
+
+
+def _checkpoints(data: Mapping[str, Any]) -> str:
+    rows_of: Sequence[Mapping[str, Any]] = data["evidence"].get("checkpoints") or []
+    if not rows_of:
+        return ""
+    consensus = sorted({key for c in rows_of for key in c if key.startswith("cons@")})
+    ks = sorted({int(k) for c in rows_of for k in (c.get("pass@k") or {}) if int(k) > 1})
+    extra = [key for key in ("four_operands",) if any(key in c for c in rows_of)]
+    behaviours = [
+        ("length_all", "tokens"),
+        ("true_checks", "true checks"),
+        ("false_checks", "false checks"),
+        ("backtracks", "backtracks"),
+    ]
+    heads = [
+        "checkpoint",
+        "pass@1",
+        "0 to 1",
+        *(f"pass@{k}" for k in ks),
+        *consensus,
+        *(k.replace("_", " ") for k in extra),
+        "format",
+    ]
+    heads += [name for _, name in behaviours]
+    rows = []
+    for c in rows_of:
+        found = c.get("behaviours") or {}
+        row = [safe(c.get("name", c.get("step", "?"))), interval(c.get("pass@1")), interval_bar(c.get("pass@1"))]
+        row += [interval((c.get("pass@k") or {}).get(str(k))) for k in ks]
+        row += [interval(c.get(key)) for key in (*consensus, *extra)] + [number(c.get("format"))]
+        rows.append(row + [number(found.get(f"emergence/{key}")) for key, _ in behaviours])
+    note_ = "95% intervals: Wilson, samples of one problem counted as one cluster. cons@k: majority by the verifier’s answer key, ties shared."
+    head = heading("Every figure by checkpoint", "各检查点的数字")
+    return head + table(heads, rows, last_is_result=True) + f'<p class="caption">{note_}</p>'
+
+
+def _settings(data: Mapping[str, Any]) -> str:
+    config = data["run"].get("config")
+    if not isinstance(config, Mapping) or not config:
+        return ""
+    plain = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    nested = [(str(name), value) for name, value in config.items() if isinstance(value, Mapping)]
+    blocks = [("run", plain), *nested] if plain else nested
+    sections = []
+    for name, values in blocks:
+        rows = [[safe(key), f"<code>{number(value)}</code>"] for key, value in _flat(values)]
+        sections.append(f"<section><h3>{safe(name)}</h3>{table([], rows)}</section>")
+    return heading("Configuration", "配置") + f'<div class="columns">{"".join(sections)}</div>'
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _lineage(data: Mapping[str, Any]) -> str:
+    run = data["run"]
+    names = {stage.get("key"): stage["stage"] for stage in data["stages"]}
+    rows = []
+    for stage in data["stages"]:
+        inputs = ", ".join(safe(names.get(key, key)) for key in stage["inputs"]) or "–"
+        seconds = stage.get("seconds")
+        spent = duration(seconds) if isinstance(seconds, (int, float)) else "–"
+        key = f"<code>{safe(stage.get('key', '–'))}</code>"
+        rows.append([safe(stage["stage"]), safe(stage.get("status", "–")), spent, inputs, key])
+    parts = [heading("Lineage and machine", "来历与机器")]
+    if rows:
+        parts.append(table(["stage", "status", "time", "made from", "artifact"], rows))
+    facts = {"start": run.get("start"), "end": run.get("end"), "git commit": run.get("git_commit")}
+    if run.get("resumed"):
+        facts["resumed"] = ", ".join(map(str, run["resumed"]))
+    blocks = [("run", facts), ("machine", run.get("machine") or {}), ("versions", run.get("versions") or {})]
+    sections = [
+        f"<section><h3>{name}</h3>{table([], [[safe(key), number(value)] for key, value in values.items()])}</section>"
+        for name, values in blocks
+        if values
+    ]
+    return "".join(parts) + f'<div class="columns">{"".join(sections)}</div>'
+
+
+def _footer(data: Mapping[str, Any]) -> str:
+    return (
+        "<footer>Every number of this page is in report.json beside it; what each metric means is in docs/metrics.md. "
+        "Smoothed lines are centred running means; the faint line is what was measured.</footer>"
+    )
