@@ -30,7 +30,9 @@ def read_documents(path: Path) -> Iterator[str]:
                 while chunk := file.read(CHUNK):
                     yield chunk + file.readline()
     except UnicodeDecodeError as error:
-        raise DunwuError(f"{path} is not UTF-8 at byte {error.start}", "convert it, e.g. iconv -f GB18030 -t UTF-8") from error
+        raise DunwuError(
+            f"{path} is not UTF-8 at byte {error.start}", "convert it, e.g. iconv -f GB18030 -t UTF-8"
+        ) from error
 
 
 def _text_field(path: Path, number: int, line: str) -> str:

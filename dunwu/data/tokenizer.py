@@ -148,4 +148,6 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     except DunwuError:
         raise
     except Exception as error:  # the library raises bare Exception for a bad file
-        raise DunwuError(f"{file} is not a tokenizer file: {error}", "train one with `dunwu tokenizer train`") from error
+        raise DunwuError(
+            f"{file} is not a tokenizer file: {error}", "train one with `dunwu tokenizer train`"
+        ) from error

@@ -52,11 +52,10 @@ def summarise(task: Task, groups: Sequence[Group]) -> dict[str, Any]:
     formats = [r.verdict.rewards.get("format", 0.0) for group in groups for r in group.rollouts]
     samples = len(right[0])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= samples]
-    low_high = pass_at_1(right)
     summary: dict[str, Any] = {
         "problems": len(groups),
         "samples": samples,
-        "pass@1": low_high.as_json(),
+        "pass@1": pass_at_1(right).as_json(),
         "format": sum(formats) / len(formats),
         "behaviours": aggregate(groups),
     }
@@ -108,5 +107,7 @@ def evaluate_model(
     network = load_model(model, resolve_device(device))
     tokenizer = load_tokenizer(model)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-    result = evaluate(Engine(network, tokenizer), tokenizer, get_task(task, **options), n, samples, "test", params, seed)
+    result = evaluate(
+        Engine(network, tokenizer), tokenizer, get_task(task, **options), n, samples, "test", params, seed
+    )
     return {"model": str(model), "task": task, "temperature": temperature, "max_tokens": max_tokens} | result.summary

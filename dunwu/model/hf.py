@@ -20,7 +20,6 @@ from dunwu.model.transformer import Transformer
 from dunwu.types import DunwuError
 
 
-
 def to_hf_config(config: ModelConfig, dtype: torch.dtype, end_id: int) -> dict[str, Any]:
     """The `config.json` of a Qwen2ForCausalLM."""
     return {
@@ -89,7 +88,9 @@ def save_model(model: Transformer, folder: Path, end_id: int) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     generation = {"eos_token_id": end_id, "pad_token_id": end_id, "do_sample": True, "temperature": 1.0}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    save_file({k: t.contiguous() for k, t in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: t.contiguous() for k, t in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}
+    )
 
 
 def load_model(folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Transformer:

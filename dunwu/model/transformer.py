@@ -95,11 +95,9 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        if cache is None:
-            y = causal_attention(q, k, v)
-        else:
-            y = self._attend_cache(q, k, v, cache, layer)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        y = causal_attention(q, k, v) if cache is None else self._attend_cache(q, k, v, cache, layer)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return out
 
     def _attend_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
         """Append k, v at `cache.length` and attend to all filled columns.
@@ -145,6 +143,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward with residuals."""
 
+    dropout = 0.0
+    """Share of each residual branch set to zero in training mode; `Transformer.set_dropout` changes it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
@@ -153,9 +154,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), cos, sin, cache, layer))
+        out: Tensor = x + self._drop(self.mlp(self.post_attention_layernorm(x)))
         return out
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.dropout, self.training)
 
 
 class Decoder(nn.Module):
@@ -189,6 +193,11 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """(V, D) output matrix."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def set_dropout(self, share: float) -> None:
+        """Dropout on the two residual branches of every block, in training mode only; no part of a saved model."""
+        for block in self.model.layers:
+            block.dropout = share
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -53,6 +53,13 @@ RECIPES: dict[str, Recipe] = {
             presets=configs.R1_ZERO_PRESETS,
             run="dunwu.recipes.r1_zero:run",
         ),
+        Recipe(
+            name="r1-zero-study",
+            summary="r1-zero over several seeds with its controls: random reward, format only, a base without search",
+            config=configs.StudyConfig,
+            presets=configs.STUDY_PRESETS,
+            run="dunwu.recipes.r1_zero_study:run",
+        ),
     )
 }
 

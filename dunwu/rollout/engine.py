@@ -107,9 +107,7 @@ class Engine:
         hidden = self.model.hidden(ids, cache=cache)
         return cache, hidden[:, -1] @ self.model.head_weight.T
 
-    def _decode(
-        self, cache: KVCache, logits_BV: Tensor, rows: _Rows, params: SamplingParams
-    ) -> tuple[Tensor, Tensor]:
+    def _decode(self, cache: KVCache, logits_BV: Tensor, rows: _Rows, params: SamplingParams) -> tuple[Tensor, Tensor]:
         """Token by token until every row has stopped; returns (T, rows) tokens, -1 after the end, and logprobs."""
         total = len(rows.origin_B)
         stop_ids = self.stop_ids.to(logits_BV.device)

@@ -10,9 +10,15 @@ from torch import Tensor
 
 from dunwu.types import SamplingParams
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
-_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+def _signed(value: int) -> int:
+    """An integer modulo 2^64, as torch's signed int64 holds it."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1 = _signed(0xBF58476D1CE4E5B9)
+_MIX2 = _signed(0x94D049BB133111EB)
 
 
 def uniforms(seeds_B: Tensor, position: int) -> Tensor:
@@ -26,7 +32,7 @@ def uniforms(seeds_B: Tensor, position: int) -> Tensor:
     Returns:
         (B,) float64.
     """
-    z = seeds_B + _GOLDEN * (position + 1)
+    z = seeds_B + _signed(_GOLDEN * (position + 1))
     z = (z ^ _shift(z, 30)) * _MIX1
     z = (z ^ _shift(z, 27)) * _MIX2
     z = z ^ _shift(z, 31)

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.model.transformer import Transformer
-from dunwu.train.advantages import group_advantages
+from dunwu.train.advantages import group_advantages, overlong_penalty
 from dunwu.train.config import GrpoConfig
-from dunwu.train.losses import Tally, add_tallies, overlong_penalty, policy_loss, token_logprobs, token_weights
+from dunwu.train.losses import Tally, add_tallies, policy_loss, token_logprobs, token_weights
 from dunwu.train.optim import MasterAdamW, learning_rate
 from dunwu.train.steps import TrainStep, check_finite
 from dunwu.types import DunwuError, Group, Rollout, Sampler, SamplingParams, Task, Verdict, derive_seed
@@ -264,7 +264,7 @@ def update(
         loss_sum = 0.0
         for m, micro in enumerate(part):
             loss, tally = _micro_loss(learner, micro, old[number][m] if old[number] else None, config)
-            loss.backward()
+            torch.autograd.backward(loss)
             loss_sum += float(loss.detach())
             tallies.append(tally)
         if step == 0 and number == 0:
@@ -308,7 +308,9 @@ def _micro_loss(
         entropy_BT=entropy_N,
     )
     gap_N = (logprobs_N.detach() - micro.sampler_N)[micro.weights_N > 0].double()
-    tally["sampler_mismatch"] = Tally(float(gap_N.abs().sum()), gap_N.numel(), float(gap_N.abs().max()) if len(gap_N) else 0.0)
+    tally["sampler_mismatch"] = Tally(
+        float(gap_N.abs().sum()), gap_N.numel(), float(gap_N.abs().max()) if len(gap_N) else 0.0
+    )
     return loss, tally
 
 
@@ -338,7 +340,11 @@ def _pad(rows: Sequence[Row], chosen: Sequence[int], weights_BT: Tensor, device:
     # The last token predicts nothing that is trained, so inputs stop one short of it.
     width = max(len(rows[b].ids) for b in chosen) - 1
     ids = torch.zeros(len(chosen), max(1, width), dtype=torch.long)
-    places, targets, advantages, sampler, weights = [], [], [], [], []
+    places: list[int] = []
+    targets: list[int] = []
+    sampler: list[float] = []
+    advantages: list[float] = []
+    weights: list[Tensor] = []
     for line, b in enumerate(chosen):
         row = rows[b]
         ids[line, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])

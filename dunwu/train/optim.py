@@ -51,7 +51,10 @@ class MasterAdamW:
             DunwuError: the gradient is NaN or infinite; nothing has been changed then.
         """
         grad = torch.cat(
-            [torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1).float() for p in self.parameters]
+            [
+                torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1).float()
+                for p in self.parameters
+            ]
         )
         norm = float(grad.norm())
         if not math.isfinite(norm):

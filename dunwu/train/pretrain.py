@@ -52,7 +52,7 @@ def pretrain(
         torch.manual_seed(step)  # dropout is the only user of the global generator
         loss = next_token_loss(model, ids_BT)
         check_finite(float(loss.detach()), "loss", step + 1, ids_BT.tolist(), folder)
-        loss.backward()
+        torch.autograd.backward(loss)
         lr = learning_rate(step, config.steps, config.lr, config.warmup, config.schedule, config.final_lr)
         norm = optimizer.step(lr, config.max_grad_norm)
         check_finite(norm, "gradient norm", step + 1, ids_BT.tolist(), folder)

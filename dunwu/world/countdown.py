@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from dunwu.tasks.templates import TEMPLATES, render
-from dunwu.world.chains import combine
+from dunwu.world.chains import Chain, combine
 from dunwu.world.knobs import Knobs
 from dunwu.world.puzzles import Puzzle
 
@@ -131,7 +131,7 @@ def backward(dice: Random, puzzle: Puzzle, knobs: Knobs, words: Words) -> Thinki
         made = combine(others[0], others[1])
         head = words.keep[0] if n == 0 else dice.choice(words.keep)
         text += head.format(kept) + ":" + ",".join(f"{a}{o}{b}={r}" for a, o, b, r in made) + "\n"
-        asked = []
+        asked: list[str] = []
         for needed, equation, finish in _needs(kept, target):
             for a, operator, b, result in made:
                 if result == needed:

@@ -21,13 +21,13 @@ class Hands:
         0.25
     """
 
-    guess: float = 0.1
+    guess: float = 0.08
     """An answer at once, claimed to work; wrong with `guess_wrong`."""
-    worked: float = 0.2
+    worked: float = 0.15
     """A clean solution in steps, always right: shows which expressions solve what."""
-    search: float = 0.35
+    search: float = 0.2
     """Tries, each computed, compared with the target, and abandoned for another."""
-    backward: float = 0.35
+    backward: float = 0.57
     """Subgoals: keep one number back, see what is needed, see what the others make."""
 
     def shares(self) -> dict[str, float]:
@@ -42,7 +42,7 @@ class Hands:
 class Knobs:
     """The mixture of the generated web. Shares are probabilities in [0, 1]."""
 
-    countdown: float = 0.8
+    countdown: float = 0.85
     """Share of pages about Countdown; the rest is arithmetic."""
     word_problems: float = 0.15
     """Share of the arithmetic pages that are word problems in prose."""
@@ -52,7 +52,7 @@ class Knobs:
     """Share of Countdown pages written in the R1-Zero dialogue template."""
     forum_hands: Hands = field(default_factory=Hands)
     """How Countdown pages outside the template solve."""
-    template_hands: Hands = field(default_factory=lambda: Hands(guess=0.6, worked=0.1, search=0.2, backward=0.1))
+    template_hands: Hands = field(default_factory=lambda: Hands(guess=0.6, worked=0.1, search=0.15, backward=0.15))
     """How Countdown pages inside the template solve."""
     guess_wrong: float = 0.8
     """Share of direct guesses that are wrong though they claim to work."""
@@ -68,7 +68,7 @@ class Knobs:
     """Chance that a failed try is claimed to work (a lying check line)."""
     arithmetic_error: float = 0.0
     """Chance that a stated result is off; 0: arithmetic is right except in lying guesses."""
-    four_operands: float = 0.08
+    four_operands: float = 0.04
     """Share of Countdown pages with four numbers; the rest has three."""
     unsolvable: float = 0.0
     """Share of Countdown pages whose target cannot be made; every honest author gives up on those."""

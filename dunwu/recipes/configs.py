@@ -1,0 +1,141 @@
+"""The knobs of every recipe: frozen dataclasses, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from dunwu.tasks.countdown import CountdownConfig
+from dunwu.train.config import GrpoConfig, PretrainConfig
+from dunwu.types import UsageError
+from dunwu.world.knobs import Knobs, without_search
+
+
+@dataclass(frozen=True)
+class EvidenceConfig:
+    """How the result is measured."""
+
+    problems: int = 1024
+    """Held-out problems of the headline score, one sample each at temperature 1."""
+    curve_problems: int = 256
+    """Validation problems behind each point of the held-out curve."""
+    curve_every: int = 10
+    """RL steps between those points."""
+    pass_k_problems: int = 128
+    """Held-out problems sampled `pass_k_samples` times for pass@k and cons@k."""
+    pass_k_samples: int = 16
+    """Samples of each."""
+    four_operands: int = 256
+    """Held-out problems with four numbers, one sample each."""
+    shown: int = 4
+    """Held-out problems whose completions at five checkpoints stand side by side in the report."""
+
+
+@dataclass(frozen=True)
+class R1ZeroConfig:
+    """From generated pages to R1-Zero and its evidence."""
+
+    model: str = "0.8M"
+    """Size preset of the model trained from scratch."""
+    vocab_size: int = 1024
+    """Tokenizer size."""
+    tokenizer_pages: int = 20_000
+    """Pages the tokenizer is trained on."""
+    world: Knobs = field(default_factory=Knobs)
+    """What the generated web contains."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """The base model's training."""
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    """The reinforcement learning."""
+    task: CountdownConfig = field(default_factory=CountdownConfig)
+    """Which problems are asked."""
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    """How the result is measured."""
+    base: str = ""
+    """Hugging Face model folder to start from instead of pretraining one."""
+    data: str = ""
+    """File of Countdown problems ({"nums": […], "target": n}, JSONL or Parquet) instead of generated ones."""
+    prompt_template: str = ""
+    """File with a prompt template ({question}, or {numbers} and {target}) instead of ours."""
+    base_seed: int = -1
+    """Seed of the world and the base; -1 takes the run's seed. Runs that agree share one base."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    save_every: int = 10
+    """RL steps between checkpoints."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work, before anything long has begun."""
+        self.world.validate()
+        self.grpo.validate()
+        if self.evidence.curve_every < 1 or self.save_every < 1:
+            raise UsageError("evidence.curve_every and save_every count from 1", "raise the one below 1")
+
+
+_TINY = R1ZeroConfig(
+    model="tiny",
+    vocab_size=512,
+    tokenizer_pages=1500,
+    pretrain=PretrainConfig(
+        tokens=600_000, rows=16, context=128, warmup=20, log_every=10, eval_every=150, save_every=50
+    ),
+    grpo=GrpoConfig(steps=6, problems=8, group_size=8, max_tokens=96, warmup=2),
+    evidence=EvidenceConfig(
+        problems=64,
+        curve_problems=32,
+        curve_every=2,
+        pass_k_problems=16,
+        pass_k_samples=8,
+        four_operands=16,
+        shown=2,
+    ),
+    save_every=2,
+)
+
+R1_ZERO_PRESETS: dict[str, R1ZeroConfig] = {
+    "cpu": R1ZeroConfig(),
+    "tiny": _TINY,
+    "gpu": replace(
+        R1ZeroConfig(),
+        model="12M",
+        vocab_size=2048,
+        pretrain=PretrainConfig(tokens=400_000_000, rows=256, context=256, warmup=200, save_every=500),
+        grpo=GrpoConfig(steps=200, problems=128, group_size=16, lr=1e-4),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """R1-Zero over several seeds, with its controls."""
+
+    recipe: R1ZeroConfig = field(default_factory=R1ZeroConfig)
+    """What every run of the study is made with."""
+    more_seeds: tuple[int, ...] = (1, 2)
+    """Seeds of the claim besides the run's own; each pretrains its own base."""
+    controls: tuple[str, ...] = ("random", "format", "no-search")
+    """Controls, run with the run's seed: random reward, format-only reward, a base without search pages."""
+
+    def validate(self) -> None:
+        """Raise UsageError for an unknown control."""
+        self.recipe.validate()
+        unknown = set(self.controls) - set(CONTROLS)
+        if unknown:
+            raise UsageError(f"unknown control {sorted(unknown)[0]!r}", "choose from " + ", ".join(CONTROLS))
+
+
+CONTROLS = ("random", "format", "no-search")
+
+
+def control_config(config: R1ZeroConfig, control: str) -> R1ZeroConfig:
+    """The recipe under one control: everything else stays as it is."""
+    if control == "random":
+        return replace(config, grpo=replace(config.grpo, reward="random"))
+    if control == "format":
+        return replace(config, grpo=replace(config.grpo, reward="format"))
+    return replace(config, world=without_search())
+
+
+STUDY_PRESETS: dict[str, StudyConfig] = {
+    "cpu": StudyConfig(),
+    "tiny": StudyConfig(recipe=_TINY, more_seeds=(1,), controls=("random",)),
+}

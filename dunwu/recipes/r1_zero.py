@@ -1,0 +1,39 @@
+"""R1-Zero from scratch: pages → tokenizer → base → GRPO with rule rewards only → evidence → report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dunwu.eval.report import write_report
+from dunwu.log import Run
+from dunwu.model.runtime import prepare_torch
+from dunwu.recipes import stages
+from dunwu.recipes.configs import R1ZeroConfig
+from dunwu.recipes.evidence import gather, read_evidence, write_evidence
+from dunwu.store import Artifact
+
+
+def run(run: Run, config: R1ZeroConfig) -> None:
+    """The recipe `r1-zero`."""
+    config.validate()
+    prepare_torch()
+    story(run, config)
+    report = write_report(run.dir)
+    print(report)
+
+
+def story(run: Run, config: R1ZeroConfig) -> Artifact:
+    """Every stage of R1-Zero; returns the evidence."""
+    base: Artifact | None = None
+    if config.base:
+        base_folder = Path(config.base)
+    else:
+        seed = stages.base_seed(run.seed, config)
+        vocabulary = stages.tokenizer(run, config, seed)
+        tokens = stages.shards(run, config, seed, vocabulary)
+        base = stages.base(run, config, seed, vocabulary, tokens)
+        base_folder = base.path / stages.MODEL
+    zero = stages.r1_zero(run, config, base_folder, base)
+    evidence = gather(run, config, base_folder, zero)
+    write_evidence(run, read_evidence(evidence))
+    return evidence

@@ -1,0 +1,318 @@
+"""The stages of R1-Zero, each one call with its inputs named; the story itself is r1_zero.py.
+
+A stage builds into a work folder that survives a kill. Long stages checkpoint there, after
+logging the step, and continue from the checkpoint; short ones start over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dunwu import machine
+from dunwu.data.shards import PackedShards, ShardWriter
+from dunwu.data.tokenizer import Tokenizer, load_tokenizer, train_from_texts
+from dunwu.eval.evaluate import evaluate
+from dunwu.log import Progress, Run
+from dunwu.model.config import model_preset
+from dunwu.model.hf import load_model, resolve_dtype, save_model
+from dunwu.model.runtime import resolve_device
+from dunwu.model.transformer import Transformer
+from dunwu.recipes.configs import R1ZeroConfig
+from dunwu.rollout.engine import Engine
+from dunwu.store import Artifact
+from dunwu.tasks.countdown import Countdown
+from dunwu.tasks.files import FileCountdown, load_problems
+from dunwu.tasks.templates import load_template
+from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
+from dunwu.train.grpo import Learner, grpo
+from dunwu.train.optim import MasterAdamW
+from dunwu.train.pretrain import held_out_loss, pretrain
+from dunwu.types import DunwuError, SamplingParams, Task, derive_seed
+from dunwu.world.web import pages
+
+MODEL = "model"
+"""Sub-folder of a stage's artifact that is a model folder."""
+VALID_TOKENS = 60_000
+"""Held-out tokens per kind of page."""
+
+
+def make_task(config: R1ZeroConfig) -> Task:
+    """The problems of a run: generated, or from the user's file."""
+    options = config.task
+    if config.prompt_template:
+        options = replace(options, prompt_template=load_template(config.prompt_template))
+    if config.data:
+        return FileCountdown(load_problems(config.data), options, source=config.data)
+    return Countdown(options)
+
+
+def base_seed(run_seed: int, config: R1ZeroConfig) -> int:
+    """Seed of world and base."""
+    return run_seed if config.base_seed < 0 else config.base_seed
+
+
+def texts(config: R1ZeroConfig, seed: int) -> Iterator[str]:
+    """The training pages' text, endless."""
+    return (page.text for page in pages(config.world, seed))
+
+
+def tokenizer(run: Run, config: R1ZeroConfig, seed: int) -> Artifact:
+    """Train the tokenizer on a stated number of pages."""
+
+    def build(work: Path) -> dict[str, object]:
+        trained = train_from_texts(islice(texts(config, seed), config.tokenizer_pages), config.vocab_size)
+        trained.save(work)
+        return {"vocab_size": trained.vocab_size}
+
+    settings = {"world": config.world, "pages": config.tokenizer_pages, "vocab_size": config.vocab_size, "seed": seed}
+    return run.stage("tokenizer", build, settings)
+
+
+def shards(run: Run, config: R1ZeroConfig, seed: int, vocabulary: Artifact) -> Artifact:
+    """Pages to token shards: `train`, and `valid/DOMAIN` from problems no training page shows."""
+    wanted = config.pretrain.tokens
+
+    def build(work: Path) -> dict[str, object]:
+        encoder = load_tokenizer(vocabulary.path)
+        for name in ("train", "valid"):
+            shutil.rmtree(work / name, ignore_errors=True)
+        writer = ShardWriter(work / "train", encoder.vocab_size, encoder.end_id)
+        stream = texts(config, seed)
+        # Windows leave a remainder at each shard's end; a little more than asked keeps one epoch whole.
+        with Progress(wanted, "pages to tokens", "tokens") as progress:
+            while writer.tokens < wanted * 1.02 + 4 * config.pretrain.context:
+                writer.add(encoder.encode_batch(list(islice(stream, 2000))))
+                progress.update(min(wanted, writer.tokens))
+        index = writer.close()
+        domains = _write_validation(work / "valid", config, seed, encoder)
+        return {"tokens": sum(index["shards"]), "pages": index["documents"], "domains": ", ".join(domains)}
+
+    settings = {"world": config.world, "tokens": wanted, "context": config.pretrain.context, "seed": seed}
+    return run.stage("shards", build, settings, [vocabulary])
+
+
+def _write_validation(folder: Path, config: R1ZeroConfig, seed: int, encoder: Tokenizer) -> list[str]:
+    goal = min(VALID_TOKENS, config.pretrain.tokens // 50)
+    writers: dict[str, ShardWriter] = {}
+    for page in islice(pages(config.world, seed, split="valid"), 40 * goal // 50):
+        name = f"{page.domain}-{page.language}"
+        if name not in writers:
+            writers[name] = ShardWriter(folder / name, encoder.vocab_size, encoder.end_id)
+        if writers[name].tokens < goal:
+            writers[name].add([encoder.encode(page.text)])
+        if len(writers) >= 8 and all(writer.tokens >= goal for writer in writers.values()):
+            break
+    for writer in writers.values():
+        writer.close()
+    return sorted(writers)
+
+
+def base(run: Run, config: R1ZeroConfig, seed: int, vocabulary: Artifact, tokens: Artifact) -> Artifact:
+    """Pretrain a base on the shards."""
+    device = resolve_device(config.device)
+
+    def build(work: Path) -> dict[str, object]:
+        encoder = load_tokenizer(vocabulary.path)
+        model = _fresh_model(config, seed, encoder, device)
+        optimizer = MasterAdamW(model, config.pretrain.betas, weight_decay=config.pretrain.weight_decay)
+        start = _restore(work, optimizer)[0]
+        figures = _pretrain(run, config, seed, work, model, optimizer, tokens.path, encoder, start)
+        save_model(model, work / MODEL, encoder.end_id)
+        encoder.save(work / MODEL, model.config.max_position_embeddings)
+        return figures
+
+    dtype = str(resolve_dtype(config.pretrain.precision, device, machine.cpu_flags()))
+    settings = {
+        "model": config.model,
+        "pretrain": _without(config.pretrain, "save_every"),
+        "seed": seed,
+        "dtype": dtype,
+    }
+    return run.stage("base", build, settings, [vocabulary, tokens])
+
+
+def _fresh_model(config: R1ZeroConfig, seed: int, encoder: Tokenizer, device: str) -> Transformer:
+    model = Transformer(model_preset(config.model, encoder.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(derive_seed("init", seed)))
+    return model.to(device=device, dtype=resolve_dtype(config.pretrain.precision, device, machine.cpu_flags()))
+
+
+def _pretrain(
+    run: Run,
+    config: R1ZeroConfig,
+    seed: int,
+    work: Path,
+    model: Transformer,
+    optimizer: MasterAdamW,
+    tokens: Path,
+    encoder: Tokenizer,
+    start: int,
+) -> dict[str, object]:
+    settings = config.pretrain
+    train = PackedShards(tokens / "train", settings.context, seed)
+    held_out = _held_out(tokens / "valid", settings.context, seed)
+    losses: dict[str, float] = {}
+    with Progress(settings.steps, "base", "updates", start=start) as progress:
+        for step in pretrain(model, optimizer, train, settings, start, work):
+            last = step.n == settings.steps
+            metrics = dict(step.metrics) if step.n % settings.log_every == 0 or last else {}
+            if step.n % settings.eval_every == 0 or last:
+                losses = {name: held_out_loss(model, shard, 16, 2) for name, shard in held_out.items()}
+                metrics |= step.metrics | {f"pretrain/valid_loss/{name}": loss for name, loss in losses.items()}
+                _write_samples(work, step.n, model, encoder)
+            if metrics:
+                run.log("base", step.n, metrics)
+            if step.n % settings.save_every == 0 or last:
+                save_checkpoint(work, optimizer.state(), {"step": step.n, "version": optimizer.version})
+            progress.update(
+                step.n, loss=step.metrics["pretrain/loss"], tok_s=step.metrics["pretrain/tokens_per_second"]
+            )
+    train.close()
+    return {
+        "parameters": model.config.num_parameters,
+        "tokens": settings.steps * settings.rows * settings.context,
+        "valid_loss": sum(losses.values()) / max(1, len(losses)),
+    }
+
+
+def _held_out(folder: Path, context: int, seed: int) -> dict[str, PackedShards]:
+    """The validation folders long enough for one window."""
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        with contextlib.suppress(DunwuError):  # too short for a window: no loss for that kind of page
+            found[path.name] = PackedShards(path, context, seed)
+    return found
+
+
+def _write_samples(work: Path, step: int, model: Transformer, encoder: Tokenizer) -> None:
+    """A few texts the model writes now, one after another, for looking at."""
+    engine = Engine(model, encoder)
+    seeds = [[derive_seed("sample text", step, n) for n in range(3)]]
+    drawn = engine.sample([[encoder.end_id]], seeds, SamplingParams(max_tokens=96))
+    lines = [f"--- update {step}, sample {n}\n{c.text}\n" for n, c in enumerate(drawn[0])]
+    path = work / "samples.txt"
+    kept = path.read_text(encoding="utf-8") if path.exists() else ""
+    if f"--- update {step}," not in kept:
+        path.write_text(kept + "".join(lines), encoding="utf-8")
+
+
+def r1_zero(run: Run, config: R1ZeroConfig, base_folder: Path, parent: Artifact | None) -> Artifact:
+    """GRPO from the base with rule rewards only; five checkpoints are kept for the evidence."""
+    device = resolve_device(config.device)
+    seed = run.seed
+
+    def build(work: Path) -> dict[str, object]:
+        encoder = load_tokenizer(base_folder)
+        model = load_model(base_folder, device)
+        optimizer = MasterAdamW(model, config.grpo.betas, weight_decay=config.grpo.weight_decay)
+        learner = Learner(model, optimizer)
+        start, reference = _restore(work, optimizer)
+        if reference:
+            learner.refresh_reference()
+            assert learner.reference is not None
+            learner.reference.load_state_dict(reference)
+        figures = _reinforce(run, config, seed, work, learner, encoder, start)
+        save_model(model, work / MODEL, encoder.end_id)
+        encoder.save(work / MODEL, model.config.max_position_embeddings)
+        return figures
+
+    settings: dict[str, Any] = {"grpo": config.grpo, "task": config.task, "seed": seed}
+    settings |= {"curve": [config.evidence.curve_every, config.evidence.curve_problems]}
+    settings |= {"data": file_digest(config.data), "prompt_template": file_digest(config.prompt_template)}
+    if parent is None:
+        settings["base"] = file_digest(str(base_folder / "model.safetensors"))
+    return run.stage("r1-zero", build, settings, [parent] if parent else [])
+
+
+def _reinforce(
+    run: Run, config: R1ZeroConfig, seed: int, work: Path, learner: Learner, encoder: Tokenizer, start: int
+) -> dict[str, object]:
+    task, settings = make_task(config), config.grpo
+    engine = Engine(learner.policy, encoder, lambda: learner.optimizer.version)
+    kept = checkpoint_steps(settings.steps)
+    score = 0.0
+    if start == 0:
+        score = _curve_point(run, config, task, engine, encoder, 0)
+        save_model(learner.policy, work / "checkpoints" / "0", encoder.end_id)
+    with Progress(settings.steps, "r1-zero", "steps", start=start) as progress:
+        for step in grpo(learner, engine, encoder, task, settings, seed, start, work):
+            run.log("r1-zero", step.n, step.metrics)
+            run.log_groups("r1-zero", step.n, step.groups)
+            if step.n % config.evidence.curve_every == 0 or step.n == settings.steps:
+                score = _curve_point(run, config, task, engine, encoder, step.n)
+            if step.n in kept:
+                save_model(learner.policy, work / "checkpoints" / str(step.n), encoder.end_id)
+            if step.n % config.save_every == 0 or step.n == settings.steps:
+                _save(work, learner, step.n)
+            progress.update(
+                step.n, reward=step.metrics["grpo/reward"], length=step.metrics["grpo/length"], held_out=score
+            )
+    return {"held_out_accuracy": score, "steps": settings.steps}
+
+
+def checkpoint_steps(steps: int) -> list[int]:
+    """Five steps from the base (0) to the end whose weights are kept.
+
+    Example:
+        >>> checkpoint_steps(80)
+        [0, 20, 40, 60, 80]
+    """
+    return sorted({round(steps * quarter / 4) for quarter in range(5)})
+
+
+def _curve_point(run: Run, config: R1ZeroConfig, task: Task, engine: Engine, encoder: Tokenizer, step: int) -> float:
+    """One point of the held-out curve, on validation problems; the test problems wait for the end."""
+    params = SamplingParams(max_tokens=config.grpo.max_tokens)
+    result = evaluate(engine, encoder, task, config.evidence.curve_problems, split="valid", params=params)
+    rollouts = [rollout for group in result.groups for rollout in group.rollouts]
+    accuracy = sum(r.verdict.rewards.get("accuracy", 0.0) for r in rollouts) / len(rollouts)
+    length = sum(len(r.completion.token_ids) for r in rollouts) / len(rollouts)
+    metrics = {"eval/pass@1": accuracy, "eval/format": float(result.summary["format"]), "eval/length": length}
+    run.log("held-out", step, metrics)
+    return accuracy
+
+
+def _save(work: Path, learner: Learner, step: int) -> None:
+    tensors = dict(learner.optimizer.state())
+    if learner.reference is not None:
+        tensors |= {f"reference.{name}": t for name, t in learner.reference.state_dict().items()}
+    save_checkpoint(work, tensors, {"step": step, "version": learner.optimizer.version})
+
+
+def _restore(work: Path, optimizer: MasterAdamW) -> tuple[int, dict[str, torch.Tensor]]:
+    """Load the work folder's checkpoint; returns steps done and the reference's weights, if any."""
+    found = load_checkpoint(work)
+    if found is None:
+        return 0, {}
+    tensors, state = found
+    optimizer.load(tensors, state["version"])
+    prefix = "reference."
+    return state["step"], {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def file_digest(path: str) -> str:
+    """sha256 of a user's file, so that a stage re-runs when it changes; "" for no file."""
+    if not path:
+        return ""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise DunwuError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    return digest.hexdigest()
+
+
+def _without(config: Any, *names: str) -> dict[str, Any]:
+    """A config as a dict, less the fields that cannot change the result."""
+    return {name: value for name, value in asdict(config).items() if name not in names}

@@ -1,0 +1,77 @@
+"""The tokenizer: lossless, single digits, tags whole, and the same ids in transformers."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dunwu.data.tokenizer import SPECIALS, TAGS, Tokenizer, load_tokenizer, train_from_texts, train_tokenizer
+from dunwu.types import DunwuError, UsageError
+from dunwu.world.knobs import Knobs
+from dunwu.world.web import pages
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_from_texts((page.text for page in islice(pages(Knobs(), 0), 800)), 600)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    import unicodedata
+
+    assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
+    assert tokenizer.decode(tokenizer.encode(text, allow_special=False)) == unicodedata.normalize("NFC", text)
+
+
+def test_digits_are_single_and_tags_are_whole(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.token(i) for i in tokenizer.encode("2024")] == ["2", "0", "2", "4"]
+    for token in (*SPECIALS, *TAGS):
+        assert len(tokenizer.encode(token)) == 1
+        outside = tokenizer.encode(token, allow_special=False)
+        assert len(outside) > 1 and tokenizer.decode(outside) == token
+    assert tokenizer.encode_batch(["a <think>1", ""]) == [tokenizer.encode("a <think>1"), []]
+    assert tokenizer.vocab_size == len({tokenizer.backend.token_to_id(t) for t in tokenizer.backend.get_vocab()})
+
+
+def test_same_ids_in_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the [hf] extra is not installed")
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for page in islice(pages(Knobs(), 1), 200):
+        ids = tokenizer.encode(page.text)
+        assert theirs.encode(page.text, add_special_tokens=False) == ids
+        assert theirs.decode(ids) == page.text
+    assert theirs.eos_token_id == tokenizer.end_id
+    kept = theirs.decode(tokenizer.encode("<think>a</think><|endoftext|>"), skip_special_tokens=True)
+    assert kept == "<think>a</think>"
+    chat = theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    assert chat == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="too small"):
+        train_from_texts(["a"], 100)
+    with pytest.raises(DunwuError, match="no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DunwuError, match="not a tokenizer file"):
+        load_tokenizer(tmp_path)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"texts": "no"}\n')
+    with pytest.raises(DunwuError, match=r"bad\.jsonl:2"):
+        train_tokenizer([bad], 300, tmp_path)
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(DunwuError, match="not UTF-8"):
+        train_tokenizer([tmp_path / "latin.txt"], 300, tmp_path)
+
+
+def test_training_is_deterministic(tmp_path: Path) -> None:
+    texts = [page.text for page in islice(pages(Knobs(), 0), 300)]
+    a, b = train_from_texts(texts, 500), train_from_texts(texts, 500)
+    assert a.backend.to_str() == b.backend.to_str()
