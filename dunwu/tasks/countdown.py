@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import isfinite
 from typing import Any, Literal
@@ -40,6 +40,17 @@ MAX_TARGET = 10**12
 """Largest target a generated problem may have."""
 LISTABLE = 500_000
 """Up to this many candidates, of at most 3 numbers, the splits are listed in full; beyond, they are drawn from."""
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (float, int),
+    "bool | None": (bool, type(None)),
+    "str | None": (str, type(None)),
+    "Language": (str,),
+    'Literal["only", "any", "never"]': (str,),
+}
+"""What a field's annotation allows; a bool is no int here."""
 
 Pair = tuple[tuple[int, ...], int]
 """A problem in canonical form: sorted numbers, target."""
@@ -77,6 +88,11 @@ class CountdownConfig:
     """Weight of the format reward in the sum."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # options reach this from files and command lines, where nothing checks types
+            value, allowed = getattr(self, field.name), _TYPES[str(field.type)]
+            if type(value) not in allowed:
+                names = " or ".join(kind.__name__.replace("NoneType", "null") for kind in allowed)
+                raise UsageError(f"countdown: {field.name} = {value!r} has the wrong type", f"give {names}")
         if not 2 <= self.operands <= MAX_OPERANDS:
             raise UsageError(f"countdown: operands = {self.operands}", f"2 to {MAX_OPERANDS}")
         if not 0 <= self.low <= self.high <= MAX_NUMBER:

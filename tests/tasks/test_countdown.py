@@ -161,6 +161,16 @@ def test_wrong_draws_and_empty_splits() -> None:
         {"solvable": "never", "min_solutions": 1},
         {"prompt_template": "Solve it."},
         {"format_weight": float("nan")},
+        {"operands": "3"},
+        {"operands": 3.0},
+        {"operands": True},
+        {"low": None},
+        {"max_solutions": "1"},
+        {"language": 3},
+        {"solvable": None},
+        {"prompt_template": 3},
+        {"think_opened": "maybe"},
+        {"accuracy_weight": "1"},
     ],
 )
 def test_config_out_of_range(options: dict[str, Any]) -> None:
