@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -39,11 +40,13 @@ class Tokenizer:
     `allow_special=False` for text from outside, whose "<|im_end|>" is then spelled out in bytes.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        end = backend.token_to_id(END)
+    def __init__(self, backend: Backend, config: dict[str, Any] | None = None) -> None:
+        self.backend, self._config = backend, config
+        eos = (config or {}).get("eos_token") or END
+        end_token = eos["content"] if isinstance(eos, dict) else eos
+        end = backend.token_to_id(end_token)
         if end is None:
-            raise DunwuError(f"the tokenizer has no {END} token", "use a Qwen2-style tokenizer.json")
+            raise DunwuError(f"the tokenizer has no {end_token} token", "name its eos_token in tokenizer_config.json")
         self.end_id: int = end
         self._plain: Backend | None = None
 
@@ -70,10 +73,10 @@ class Tokenizer:
         return self.decode([token_id])
 
     def save(self, folder: Path, max_length: int = 1024) -> None:
-        """Write tokenizer.json and tokenizer_config.json."""
+        """Write tokenizer.json and tokenizer_config.json; a loaded tokenizer keeps its own config."""
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
-        config = {
+        config = self._config or {
             "tokenizer_class": "Qwen2Tokenizer",
             "eos_token": END,
             "pad_token": END,
@@ -138,13 +141,15 @@ def train_tokenizer(files: Sequence[str | Path], vocab_size: int, out: Path) -> 
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
-    """Load `tokenizer.json` of a folder (a model folder is one)."""
+    """Load `tokenizer.json` of a folder (a model folder is one); `tokenizer_config.json` names its end token."""
     folder = Path(name_or_dir)
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     if not file.is_file():
         raise DunwuError(f"no tokenizer at {name_or_dir}", "give a folder that holds tokenizer.json")
     try:
-        return Tokenizer(Backend.from_file(str(file)))
+        config_file = file.with_name("tokenizer_config.json")
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else None
+        return Tokenizer(Backend.from_file(str(file)), config)
     except DunwuError:
         raise
     except Exception as error:  # the library raises bare Exception for a bad file

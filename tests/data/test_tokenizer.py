@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -75,3 +76,18 @@ def test_training_is_deterministic(tmp_path: Path) -> None:
     texts = [page.text for page in islice(pages(Knobs(), 0), 300)]
     a, b = train_from_texts(texts, 500), train_from_texts(texts, 500)
     assert a.backend.to_str() == b.backend.to_str()
+
+
+def test_a_loaded_tokenizer_keeps_its_own_end_token_and_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "a")
+    config_file = tmp_path / "a" / "tokenizer_config.json"
+    record = json.loads(config_file.read_text(encoding="utf-8"))
+    record |= {"eos_token": {"content": "<|im_end|>"}, "chat_template": "theirs"}
+    config_file.write_text(json.dumps(record), encoding="utf-8")
+    loaded = load_tokenizer(tmp_path / "a")
+    assert loaded.token(loaded.end_id) == "<|im_end|>"
+    loaded.save(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "tokenizer_config.json").read_text(encoding="utf-8")) == record
+    config_file.write_text(json.dumps(record | {"eos_token": "</s>"}), encoding="utf-8")
+    with pytest.raises(DunwuError, match="no </s> token"):
+        load_tokenizer(tmp_path / "a")
