@@ -48,10 +48,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool | None": (bool, type(None)),
     "str | None": (str, type(None)),
     "Language": (str,),
-    'Literal["only", "any", "never"]': (str,),
+    "Solvable": (str,),
 }
 """What a field's annotation allows; a bool is no int here."""
 
+Solvable = Literal["only", "any", "never"]
 Pair = tuple[tuple[int, ...], int]
 """A problem in canonical form: sorted numbers, target."""
 
@@ -70,7 +71,7 @@ class CountdownConfig:
     """Smallest target."""
     target_high: int = 99
     """Largest target."""
-    solvable: Literal["only", "any", "never"] = "only"
+    solvable: Solvable = "only"
     """Whether problems have a solution: all, as it comes, none."""
     min_solutions: int | None = None
     """Fewest distinct solutions (`solver.solve`) of a problem; more make it easier."""
