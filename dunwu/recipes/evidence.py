@@ -60,7 +60,7 @@ def _measure(config: R1ZeroConfig, base_folder: Path, zero: Artifact) -> dict[st
     shown: list[list[Group]] = []
     with Progress(len(steps), "evidence", "checkpoints") as progress:
         for done, step in enumerate(steps, 1):
-            model = load_model(zero.path / "checkpoints" / str(step), resolve_device(config.device))
+            model = load_model(zero.path / "kept" / str(step), resolve_device(config.device))
             ends = step in (steps[0], steps[-1])
             record, groups = _checkpoint(Engine(model, encoder), encoder, config, thorough=ends)
             name = "base" if step == 0 else "R1-Zero" if step == steps[-1] else f"step {step}"

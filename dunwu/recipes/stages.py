@@ -242,7 +242,7 @@ def _reinforce(
     score = 0.0
     if start == 0:
         score = _curve_point(run, config, task, engine, encoder, 0)
-        save_model(learner.policy, work / "checkpoints" / "0", encoder.end_id)
+        save_model(learner.policy, work / "kept" / "0", encoder.end_id)
     with Progress(settings.steps, "r1-zero", "steps", start=start) as progress:
         for step in grpo(learner, engine, encoder, task, settings, seed, start, work):
             run.log("r1-zero", step.n, step.metrics)
@@ -250,7 +250,7 @@ def _reinforce(
             if step.n % config.evidence.curve_every == 0 or step.n == settings.steps:
                 score = _curve_point(run, config, task, engine, encoder, step.n)
             if step.n in kept:
-                save_model(learner.policy, work / "checkpoints" / str(step.n), encoder.end_id)
+                save_model(learner.policy, work / "kept" / str(step.n), encoder.end_id)
             if step.n % config.save_every == 0 or step.n == settings.steps:
                 _save(work, learner, step.n)
             progress.update(

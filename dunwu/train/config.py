@@ -18,7 +18,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 class PretrainConfig:
     """Next-token training on packed shards."""
 
-    tokens: int = 20_000_000
+    tokens: int = 24_000_000
     """Training tokens in all; the data repeats in new orders if it is shorter."""
     rows: int = 32
     """Windows per update."""
@@ -59,7 +59,7 @@ class PretrainConfig:
 class GrpoConfig:
     """Group relative policy optimisation (DeepSeekMath, section 4.1; R1, section 2.1), choices named."""
 
-    steps: int = 80
+    steps: int = 100
     """Rollout batches."""
     problems: int = 32
     """Questions per step; 32 in R1."""
@@ -69,11 +69,11 @@ class GrpoConfig:
     """Longest completion."""
     temperature: float = 1.0
     """Sampling temperature; the trainer divides its logits by the same."""
-    lr: float = 3e-4
+    lr: float = 5e-5
     """Peak learning rate; 3e-6 in R1, whose model is six orders larger."""
     warmup: int = 5
     """Steps of linear warm-up."""
-    schedule: Schedule = "constant"
+    schedule: Schedule = "linear"
     """Shape after the warm-up."""
     final_lr: float = 0.1
     """Last learning rate as a share of the peak."""

@@ -52,7 +52,7 @@ class Knobs:
     """Share of Countdown pages written in the R1-Zero dialogue template."""
     forum_hands: Hands = field(default_factory=Hands)
     """How Countdown pages outside the template solve."""
-    template_hands: Hands = field(default_factory=lambda: Hands(guess=0.6, worked=0.1, search=0.15, backward=0.15))
+    template_hands: Hands = field(default_factory=lambda: Hands(guess=0.5, worked=0.1, search=0.15, backward=0.25))
     """How Countdown pages inside the template solve."""
     guess_wrong: float = 0.8
     """Share of direct guesses that are wrong though they claim to work."""
