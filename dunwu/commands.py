@@ -68,6 +68,7 @@ def _show_doctor(facts: Result) -> None:
 
 
 def _run(args: argparse.Namespace) -> Result:
+    from dunwu.eval.report import write_report
     from dunwu.log import Run
     from dunwu.recipes import get_recipe
     from dunwu.recipes.flags import parse_flags
@@ -82,7 +83,11 @@ def _run(args: argparse.Namespace) -> Result:
     tell = recipe.load()
     with Run.open(out, recipe.name, config, args.seed) as run:
         tell(run, config)
-    return {"run": str(out)}
+    return {"run": str(out), "report": str(write_report(out))}
+
+
+def _show_run(result: Result) -> None:
+    print(f"report: {result['report']}")
 
 
 def _show_nothing(result: Result) -> None:
@@ -284,7 +289,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command(
         "run a recipe; Ctrl-C and kill -9 are safe, the same command resumes",
         _run,
-        _show_nothing,
+        _show_run,
         (
             arg("recipe", metavar="RECIPE", help="a name from `dunwu recipes`"),
             arg("--out", type=Path, metavar="DIR", help="run folder (runs/RECIPE)"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dunwu.eval.report import write_report
 from dunwu.log import Run
 from dunwu.model.runtime import prepare_torch
 from dunwu.recipes import stages
@@ -18,8 +17,6 @@ def run(run: Run, config: R1ZeroConfig) -> None:
     config.validate()
     prepare_torch()
     story(run, config)
-    report = write_report(run.dir)
-    print(report)
 
 
 def story(run: Run, config: R1ZeroConfig) -> Artifact:

@@ -7,7 +7,6 @@ in folders below it. Everything they share is built once: artifacts are found by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -39,26 +38,14 @@ def run(run: Run, config: StudyConfig) -> None:
     evidence = own | _summary(found, controls)
     write_evidence(run, evidence)
     print(table(evidence))
-    print(write_report(run.dir))
 
 
 def _aside(run: Run, name: str, config: R1ZeroConfig, seed: int) -> dict[str, Any]:
     """The recipe in a folder below the study's; its evidence."""
-    with _opened(run, name, config, seed) as other:
+    with Run.open(run.dir / name, "r1-zero", asdict(config), seed, run.store) as other:
         evidence = read_evidence(story(other, config))
-        write_report(other.dir)
+    write_report(other.dir)
     return evidence
-
-
-@contextmanager
-def _opened(run: Run, name: str, config: R1ZeroConfig, seed: int) -> Any:
-    other = Run.open(run.dir / name, "r1-zero", asdict(config), seed, run.store)
-    status = "failed"
-    try:
-        yield other
-        status = "done"
-    finally:
-        other.finish(status)
 
 
 def _summary(found: Mapping[int, Mapping[str, Any]], controls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
