@@ -8,8 +8,8 @@ from dunwu.types import UsageError
 
 
 def prepare_torch() -> None:
-    """Flush subnormal numbers to zero: late in training, Adam's moments of rare tokens decay into
-    them, and each costs the processor a hundred cycles. Call before any thread pool starts."""
+    """Flush subnormal numbers to zero, so that arithmetic on Adam's decayed moments never takes the
+    slow path that Intel processors have for them (AMD Zen 5 has none: docs/log.md, 2026-11-21)."""
     torch.set_flush_denormal(True)
 
 
