@@ -174,15 +174,15 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, len(values))
 
 
-def paired_difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]) -> Interval:
-    """pass@1 of `second` minus `first` on the same problems, with a t interval over problems.
+def paired_difference(result: Sequence[Sequence[bool]], base: Sequence[Sequence[bool]]) -> Interval:
+    """pass@1 of `result` minus `base` on the same problems, with a t interval over problems.
 
     Raises:
         ValueError: they do not hold the same number of problems.
     """
-    if len(first) != len(second):
-        raise ValueError(f"not the same problems: {len(first)} and {len(second)}")
-    return over_seeds([sum(b) / len(b) - sum(a) / len(a) for a, b in zip(first, second)])
+    if len(result) != len(base):
+        raise ValueError(f"not the same problems: {len(result)} and {len(base)}")
+    return over_seeds([sum(after) / len(after) - sum(before) / len(before) for after, before in zip(result, base)])
 
 
 def _over_problems(values: Sequence[float], most: int) -> Interval:

@@ -79,12 +79,12 @@ TRAINING = (
     ),
     Figure(
         "KL divergence", "KL 散度", "nats per token",
-        (("to the sampler's policy", "grpo/approx_kl"), ("to the reference", "grpo/ref_kl")),
-        "k3 estimates; the reference's is there only if the loss uses it.",
+        (("old policy", "grpo/approx_kl"), ("reference", "grpo/ref_kl")),
+        "k3 estimates: from the policy that sampled, and from the reference where the loss uses it.",
     ),
     Figure(
         "Sampler against trainer", "采样与训练之差", "nats per token",
-        (("mean |Δ logprob|", "grpo/sampler_mismatch"),),
+        (("mean |Δ|", "grpo/sampler_mismatch"),),
         "How far the sampler's logprobs are from the trainer's for the same tokens and weights.",
     ),
     Figure("Gradient norm", "梯度范数", "before clipping", (("norm", "grpo/grad_norm"),), "Of the whole update."),
@@ -96,7 +96,7 @@ TRAINING = (
     ),
     Figure(
         "Groups without signal", "无信号组", "groups per step",
-        (("all rewards equal", "grpo/zero_variance_groups"),),
+        (("equal rewards", "grpo/zero_variance_groups"),),
         "All right or all wrong: their advantage is zero.",
     ),
     Figure(
@@ -198,7 +198,8 @@ def control_figure(data: Mapping[str, Any]) -> str:
     for n, control in enumerate(data["evidence"].get("controls") or []):
         if control.get("curve"):
             series.append(Series(str(control.get("name", "control")), [(x, y) for x, y in control["curve"]], 1 + n % 5))
-    seeds = [seed for seed in data["evidence"].get("seeds") or [] if seed.get("curve")]
+    own = data["run"].get("seed")
+    seeds = [s for s in data["evidence"].get("seeds") or [] if s.get("curve") and s.get("seed") != own]
     for seed in seeds:
         series.append(Series(f"seed {seed.get('seed')}", [(x, y) for x, y in seed["curve"]], 4))
     if len(series) < 2:
@@ -206,3 +207,24 @@ def control_figure(data: Mapping[str, Any]) -> str:
     panel = Panel(series, "held-out pass@1", low=0.0, percent=True)
     drawn = chart([panel], "Held-out score: the claim and its controls", "RL step", PAGE, 760, 240)
     return captioned("The claim and its controls", "结论与对照", "Same recipe, one thing changed.", drawn)
+
+
+def pass_at_k_figure(checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """pass@k over k of the first and the last checkpoint: does training add answers, or only find them sooner?"""
+    series = []
+    for colour, c in ((4, checkpoints[0]), (0, checkpoints[-1])):
+        found = sorted((int(k), i) for k, i in (c.get("pass@k") or {}).items())
+        if len(found) >= 2:
+            points = [(float(k), float(i["value"])) for k, i in found]
+            bars = [(float(k), i["low"], i["high"]) for k, i in found if i.get("low") is not None]
+            series.append(Series(str(c.get("name", "?")), points, colour, bars=bars, dots=True))
+    if len(series) < 2:
+        return ""
+    panel = Panel(series, "share of problems", low=0.0, percent=True)
+    caption = "At least one of k samples is right: does training add answers, or only find them sooner?"
+    return captioned(
+        "pass@k",
+        "k 次采样通过率",
+        caption,
+        chart([panel], "pass@k", "k", PAGE, 520, 190, [x for x, _ in series[-1].points]),
+    )

@@ -10,6 +10,7 @@ from dunwu.eval.plots import PAGE
 from dunwu.eval.report_curves import (
     behaviour_figures,
     control_figure,
+    pass_at_k_figure,
     pretraining_figures,
     score_and_length,
     training_figures,
@@ -17,6 +18,7 @@ from dunwu.eval.report_curves import (
 from dunwu.eval.report_data import OFFLINE, headline
 from dunwu.eval.report_parts import (
     duration,
+    exact,
     heading,
     interval,
     interval_bar,
@@ -162,10 +164,10 @@ def _completions(data: Mapping[str, Any]) -> str:
         problem = row.get("problem") or {}
         parts.append(f'<p class="problem">{_problem(problem)}</p><div class="row">')
         for said in row.get("completions") or []:
-            facts = f"{number(said.get('length'))} tokens"
+            facts = f"{number(said.get('length'))} tokens · reward {number(said.get('reward'))}"
             parts.append(
-                f'<div class="card"><header><span><b>{safe(said.get("name", "?"))}</b> · {facts}</span>'
-                f"{right_or_wrong(said.get('right'))}</header>"
+                f'<div class="card"><header><b>{safe(said.get("name", "?"))}</b>'
+                f"{right_or_wrong(said.get('right'))}<span>{facts}</span></header>"
                 f'<pre class="text">{marked(problem, str(said.get("completion", "")))}</pre></div>'
             )
         parts.append("</div>")
@@ -238,26 +240,31 @@ def _groups(data: Mapping[str, Any]) -> str:
         parts.append(f"<h3>{title}</h3>")
         parts.append(f'<details><summary>prompt</summary><pre class="prompt">{safe(group["prompt"])}</pre></details>')
         rows = [_rollout(group, rollout) for rollout in group["rollouts"]]
-        parts.append("".join(rows[:SHOWN_ROLLOUTS]))
+        parts.append(f'<div class="rollouts">{"".join(rows[:SHOWN_ROLLOUTS])}</div>')
         if rows[SHOWN_ROLLOUTS:]:
             more = f"{len(rows) - SHOWN_ROLLOUTS} more"
-            parts.append(f"<details><summary>{more}</summary>{''.join(rows[SHOWN_ROLLOUTS:])}</details>")
+            parts.append(
+                f"<details><summary>{more}</summary><div class='rollouts'>{''.join(rows[SHOWN_ROLLOUTS:])}</div></details>"
+            )
     return "".join(parts)
 
 
 def _rollout(group: Mapping[str, Any], rollout: Mapping[str, Any]) -> str:
-    facts: list[tuple[str, object]] = [("reward", rollout["reward"]), *sorted(rollout["rewards"].items())]
     advantage = rollout.get("advantage")
-    facts += [("advantage", "none" if advantage is None else f"{advantage:+.2f}"), ("tokens", rollout["length"])]
-    if rollout["status"] != "ok":
-        facts.append((rollout["status"], rollout.get("reason") or ""))
-    if rollout.get("finish_reason") == "length":
-        facts.append(("cut", "at the longest length"))
-    cells = "".join(f"<dt>{safe(name)}</dt><dd>{number(value)}</dd>" for name, value in facts)
     largest = max((abs(r["advantage"]) for r in group["rollouts"] if r.get("advantage") is not None), default=0.0)
+    weighed = "no advantage" if advantage is None else f"advantage {advantage:+.2f}"
+    rewards = ", ".join(f"{safe(name)} {number(value)}" for name, value in sorted(rollout["rewards"].items()))
+    facts = [f"{number(rollout['length'])} tokens", rewards]
+    if rollout["status"] != "ok":
+        facts.append(safe(f"{rollout['status']}: {rollout.get('reason') or 'no reason'}"))
+    if rollout.get("finish_reason") == "length":
+        facts.append("cut at the longest length")
     bar = signed_bar(advantage, largest) if advantage is not None else ""
     text = marked(group["problem"], rollout["completion"])
-    return f'<div class="rollout"><dl>{cells}<div class="bar">{bar}</div></dl><pre class="text">{text}</pre></div>'
+    return (
+        f'<div class="card"><header><b>reward {number(rollout["reward"])} · {weighed}</b>{bar}'
+        f'<span>{" · ".join(fact for fact in facts if fact)}</span></header><pre class="text">{text}</pre></div>'
+    )
 
 
 def _training(data: Mapping[str, Any]) -> str:
@@ -277,7 +284,8 @@ def _checkpoints(data: Mapping[str, Any]) -> str:
     if not rows_of:
         return ""
     consensus = sorted({key for c in rows_of for key in c if key.startswith("cons@")})
-    ks = sorted({int(k) for c in rows_of for k in (c.get("pass@k") or {}) if int(k) > 1})
+    most = max((int(k) for c in rows_of for k in c.get("pass@k") or {}), default=1)
+    ks = [most] if most > 1 else []
     extra = [key for key in ("four_operands",) if any(key in c for c in rows_of)]
     behaviours = [
         ("length_all", "tokens"),
@@ -304,7 +312,9 @@ def _checkpoints(data: Mapping[str, Any]) -> str:
         rows.append(row + [number(found.get(f"emergence/{key}")) for key, _ in behaviours])
     note_ = "95% intervals: Wilson, samples of one problem counted as one cluster. cons@k: majority by the verifier’s answer key, ties shared."
     head = heading("Every figure by checkpoint", "各检查点的数字")
-    return head + table(heads, rows, last_is_result=True) + f'<p class="caption">{note_}</p>'
+    parts = [head, table(heads, rows, last_is_result=True), f'<p class="caption">{note_}</p>']
+    figure = pass_at_k_figure(rows_of)
+    return "".join([*parts, f'<div class="grid">{figure}</div>' if figure else ""])
 
 
 def _settings(data: Mapping[str, Any]) -> str:
@@ -316,7 +326,7 @@ def _settings(data: Mapping[str, Any]) -> str:
     blocks = [("run", plain), *nested] if plain else nested
     sections = []
     for name, values in blocks:
-        rows = [[safe(key), f"<code>{number(value)}</code>"] for key, value in _flat(values)]
+        rows = [[safe(key), f"<code>{exact(value)}</code>"] for key, value in _flat(values)]
         sections.append(f"<section><h3>{safe(name)}</h3>{table([], rows)}</section>")
     return heading("Configuration", "配置") + f'<div class="columns">{"".join(sections)}</div>'
 
@@ -357,5 +367,5 @@ def _lineage(data: Mapping[str, Any]) -> str:
 def _footer(data: Mapping[str, Any]) -> str:
     return (
         "<footer>Every number of this page is in report.json beside it; what each metric means is in docs/metrics.md. "
-        "Smoothed lines are centred running means; the faint line is what was measured.</footer>"
+        "Smoothed lines are running line fits; the faint line is what was measured.</footer>"
     )

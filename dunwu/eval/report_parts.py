@@ -5,6 +5,7 @@ Everything that may hold a model's, a user's or a file's text goes through `safe
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -15,6 +16,8 @@ from dunwu.eval.emergence import annotate
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
 # Characters that turn, hide or break what follows them; each becomes one visible one, so offsets stay.
 _INVISIBLE = re.compile("[\u0080-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc\ud800-\udfff]")
+_TAG = re.compile("(&lt;/?(?:think|answer)&gt;)")
+"""The template's tags, after escaping; they step back."""
 _WORDS: dict[str, dict[bool | None, str]] = {
     "equation": {True: "true sum", False: "false sum"},
     "verdict": {True: "true check", False: "false or unsound check"},
@@ -39,7 +42,7 @@ def marked(problem: Mapping[str, Any], text: str) -> str:
         inner = safe(text[start:end])
         parts.append(f'{safe(text[last:start])}<span class="{classes}" title="{words}">{inner}</span>')
         last = end
-    return "".join(parts) + safe(text[last:])
+    return _TAG.sub(r'<span class="tag">\1</span>', "".join(parts) + safe(text[last:]))
 
 
 def heading(english: str, chinese: str, level: int = 2) -> str:
@@ -82,6 +85,11 @@ def number(value: object) -> str:
     return safe(value)
 
 
+def exact(value: object) -> str:
+    """A setting as it is, nothing rounded."""
+    return safe(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False))
+
+
 def interval(value: Any) -> str:
     """`0.713 [0.690, 0.735]` as HTML; – if it is none."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -94,7 +102,7 @@ def interval(value: Any) -> str:
     return f"{value['value']:.3f} <small>[{low:.3f}, {high:.3f}]</small>"
 
 
-def interval_bar(value: Any, width: int = 150) -> str:
+def interval_bar(value: Any, width: int = 110) -> str:
     """A share in [0, 1] as a dot on its interval."""
     if not isinstance(value, Mapping) or not isinstance(value.get("value"), (int, float)):
         return ""
@@ -146,7 +154,7 @@ def signed_bar(value: float, largest: float, width: int = 150) -> str:
 
 # ---- the stage figure -----------------------------------------------------------------------
 
-_BOX, _GAP, _ROW, _PER_LINE = (176, 96), 34, 22, 5
+_BOX, _GAP, _ROW, _PER_LINE = (184, 94), 40, 20, 5
 
 
 def stage_figure(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -158,7 +166,7 @@ def stage_figure(stages: Sequence[Mapping[str, Any]]) -> str:
 
     def corner(n: int) -> tuple[float, float]:
         line, column = divmod(n, _PER_LINE)
-        return 2 + column * (width + _GAP), 26 + line * (height + 2 * _ROW)
+        return 1 + column * (width + _GAP), 20 + line * (height + 2 * _ROW)
 
     reach: dict[int, set[int]] = {}
     parts = []
@@ -169,7 +177,7 @@ def stage_figure(stages: Sequence[Mapping[str, Any]]) -> str:
         parts += [_arrow(corner(m), corner(n)) for m in sorted(direct - through)]
         parts.append(_stage_box(stage, *corner(n)))
     across = min(len(stages), _PER_LINE)
-    total = 4 + across * width + (across - 1) * _GAP, 30 + lines * height + (lines - 1) * 2 * _ROW
+    total = 2 + across * width + (across - 1) * _GAP, 22 + lines * height + (lines - 1) * 2 * _ROW
     names = " → ".join(str(stage["stage"]) for stage in stages)
     return (
         f'<svg viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}" height="{total[1]}" role="img" '

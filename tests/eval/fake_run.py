@@ -36,14 +36,14 @@ def completion(dice: random.Random, puzzle: Any, skill: float) -> str:
     words = CHINESE if dice.random() < 0.2 else ENGLISH
     hand = dice.choice(["search", "backward"]) if dice.random() < skill else "guess"
     thinking = HANDS[hand](dice, puzzle, KNOBS, words)
-    return f"{thinking.text}</think>\n<answer>{thinking.answer}</answer>"
+    return f"<think>{thinking.text}</think>\n<answer>{thinking.answer}</answer>"
 
 
 def group(dice: random.Random, skill: float, size: int = 8, texts: tuple[str, ...] = ()) -> Group:
     """A scored group with advantages; `texts` replaces its first completions."""
     puzzle = draw_puzzle(dice, KNOBS, "train")
     data = {"numbers": list(puzzle.numbers), "target": puzzle.target}
-    prompt = f"User: Make {puzzle.target} from {', '.join(map(str, puzzle.numbers))}.\nAssistant: <think>"
+    prompt = f"User: Make {puzzle.target} from {', '.join(map(str, puzzle.numbers))}.\nAssistant: "
     problem = Problem("countdown", f"c-{dice.random():.6f}", data, prompt)
     written = [*texts, *(completion(dice, puzzle, skill) for _ in range(size - len(texts)))]
     verdicts = [TASK.score(problem, text) for text in written]
@@ -145,13 +145,13 @@ def evidence(dice: random.Random) -> dict[str, Any]:
                 "name": name, "step": step, "completion": texts[n], "reward": verdict.reward,
                 "length": len(texts[n]) // 2, "right": verdict.rewards.get("accuracy") == 1.0,
             })  # fmt: skip
-        shown.append({"problem": data, "prompt": "User: …\nAssistant: <think>", "completions": written})
+        shown.append({"problem": data, "prompt": "User: …\nAssistant: ", "completions": written})
     flat = [[step, 0.31 + 0.01 * math.sin(step)] for step in range(0, 81, 10)]
     low = pass_at_1([[n < 31] for n in range(100)]).as_json()
     return {
         "measure": "60 held-out problems, four samples each, temperature 1",
         "checkpoints": checkpoints,
-        "difference": paired_difference(kept[0], kept[-1]).as_json(),
+        "difference": paired_difference(kept[-1], kept[0]).as_json(),
         "shown": shown,
         "controls": [
             {"name": "random reward", "base": low, "result": low, "expected": "|Δ| ≤ 0.03", "holds": True, "curve": flat},
@@ -159,7 +159,7 @@ def evidence(dice: random.Random) -> dict[str, Any]:
             {"name": "base without search pages", "base": low, "result": low, "expected": "does not wake", "holds": None},
         ],
         "seeds": [
-            {"seed": s, "base": 0.3 + 0.01 * s, "result": 0.7 + 0.02 * s, "curve": [[x, 0.3 + 0.4 * x / 80] for x in (0, 40, 80)]}
+            {"seed": s, "base": 0.3 + 0.01 * s, "result": 0.7 + 0.02 * s, "curve": [[x, 0.3 + (0.4 + 0.03 * s) * (1 - math.exp(-x / 30))] for x in range(0, 81, 10)]}
             for s in range(3)
         ],
         "over_seeds": {

@@ -160,7 +160,7 @@ def test_seeds() -> None:
 def test_paired_difference() -> None:
     base = [[True], [False], [False], [True]]
     after = [[True], [True], [True], [True]]
-    assert paired_difference(base, after).value == 0.5
+    assert paired_difference(after, base).value == 0.5
     assert paired_difference(base, base).as_json() == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 4}
     with pytest.raises(ValueError, match="same problems"):
-        paired_difference(base, after[:2])
+        paired_difference(after[:2], base)
