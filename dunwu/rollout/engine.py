@@ -32,11 +32,12 @@ class _Rows:
 
     origin_B: Tensor
     seeds_B: Tensor
+    """Stays on the CPU: the counter's 64-bit arithmetic does not exist on every device."""
     last_B: Tensor
     alive_B: Tensor
 
     def select(self, rows: Tensor) -> None:
-        self.origin_B, self.seeds_B = self.origin_B[rows], self.seeds_B[rows]
+        self.origin_B, self.seeds_B = self.origin_B[rows], self.seeds_B[rows.cpu()]
         self.last_B, self.alive_B = self.last_B[rows], self.alive_B[rows]
 
 
@@ -90,7 +91,7 @@ class Engine:
         cache.select(parents)
         rows = _Rows(
             origin_B=torch.arange(len(flat), device=parents.device),
-            seeds_B=torch.tensor([seed for _, seed in flat], device=parents.device),
+            seeds_B=torch.tensor([seed for _, seed in flat]),
             last_B=torch.zeros(len(flat), dtype=torch.long, device=parents.device),
             alive_B=torch.ones(len(flat), dtype=torch.bool, device=parents.device),
         )
@@ -114,7 +115,8 @@ class Engine:
         tokens = torch.full((params.max_tokens, total), -1, device=logits_BV.device)
         logprobs = torch.zeros(params.max_tokens, total, device=logits_BV.device)
         for position in range(params.max_tokens):
-            drawn_B, logprobs_B = sample_tokens(logits_BV, params, uniforms(rows.seeds_B, position))
+            u_B = uniforms(rows.seeds_B, position).float().to(logits_BV.device)
+            drawn_B, logprobs_B = sample_tokens(logits_BV, params, u_B)
             live = rows.alive_B
             tokens[position, rows.origin_B[live]] = drawn_B[live]
             logprobs[position, rows.origin_B[live]] = logprobs_B[live]
