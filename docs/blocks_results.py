@@ -1,0 +1,288 @@
+"""Blocks about a run: recorded measurements as tables, sentences and a picture, in English or Chinese."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from dunwu.eval.plots import PAPER, Panel, Series, chart
+from dunwu.model.config import model_preset
+from dunwu.recipes.configs import R1_ZERO_PRESETS
+from dunwu.types import DunwuError
+
+STUDY, PICTURE = "r1-zero-study", "r1-zero.svg"
+
+
+class Results:
+    """The recorded measurements of one folder, in one language."""
+
+    def __init__(self, folder: Path, chinese: bool) -> None:
+        self.folder, self.chinese = folder, chinese
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A record, or None if nothing was recorded under that name."""
+        file = self.folder / f"{name}.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+    def say(self, english: str, chinese: str) -> str:
+        """The words of the page's language."""
+        return chinese if self.chinese else english
+
+    @property
+    def missing(self) -> str:
+        """What stands where a figure is not there yet."""
+        return self.say("not measured yet", "尚未测量")
+
+    def origin(self, record: Mapping[str, Any]) -> str:
+        """Where a record comes from, as one small line."""
+        where = record["machine"]
+        short = str(record["commit"])[:7] + ("-dirty" if str(record["commit"]).endswith("-dirty") else "")
+        return self.say(
+            f"<sub>`{record['command']}`, {where['cores']} cores of {where['cpu']}, {where['memory_gib']} GiB; "
+            f"commit {short}, {record['date']}.</sub>",
+            f"<sub>`{record['command']}`；{where['cpu']} 的 {where['cores']} 个核，内存 {where['memory_gib']} GiB；"
+            f"提交 {short}，{record['date']}。</sub>",
+        )
+
+
+Block = Callable[[Results], str]
+
+
+def from_study(block: Callable[[Results, Mapping[str, Any]], str]) -> Block:
+    """A block over the study's record; without one it says so."""
+
+    def or_missing(results: Results) -> str:
+        record = results.read(STUDY)
+        return f"*{results.missing}*" if record is None else block(results, record)
+
+    return or_missing
+
+
+def output(name: str) -> Block:
+    """What a command printed, whole."""
+
+    def block(results: Results) -> str:
+        record = results.read(name)
+        if record is None:
+            return f"*{results.missing}*"
+        return f"```text\n{record['result']['output'].rstrip()}\n```\n{results.origin(record)}"
+
+    return block
+
+
+@from_study
+def picture(results: Results, record: Mapping[str, Any]) -> str:
+    """The study's curves, as an image."""
+    words = results.say(
+        "Held-out score of every seed and control, and response length, over the steps of reinforcement learning",
+        "强化学习过程中，各个种子与对照组的留出题得分，以及回答长度",
+    )
+    return f"![{words}](docs/results/{PICTURE})"
+
+
+@from_study
+def results_table(results: Results, record: Mapping[str, Any]) -> str:
+    """The claim with its controls in one table."""
+    say, study = results.say, record["result"]
+    over, seeds = study["over_seeds"], study["seeds"]
+    rows = [[say("held-out pass@1", "留出题 pass@1"), say("base", "基座"), "R1-Zero", say("change", "变化")]]
+    name = say(f"**mean of {len(seeds)} seeds** (95% interval)", f"**{len(seeds)} 个种子的均值**（95% 区间）")
+    rows.append([name, *(_figure(over[key]) for key in ("base", "result")), _figure(over["difference"], "+")])
+    for seed in seeds:
+        rows.append([say(f"seed {seed['seed']}", f"种子 {seed['seed']}"), *_ends(seed)])
+    titles = {
+        "random reward": "随机奖励",
+        "format reward only": "只奖励格式",
+        "base without search pages": "网页里没有搜索的基座",
+    }
+    for control in study["controls"]:
+        title = say(f"control: {control['name']}", f"对照：{titles.get(control['name'], control['name'])}")
+        rows.append([title, *_ends(control)])
+    if (harder := _both(study, "four_operands")) is not None:
+        rows.append([say("four numbers, seed of the run", "四个数（本次运行的种子）"), *_ends(harder)])
+    return f"{table(rows)}\n\n{results.origin(record)}"
+
+
+@from_study
+def behaviour_table(results: Results, record: Mapping[str, Any]) -> str:
+    """Length and behaviours of the base and of R1-Zero."""
+    say, study = results.say, record["result"]
+    rows = [[say("per response", "每个回答"), say("base", "基座"), "R1-Zero"]]
+    names = (
+        ("length_all", "tokens", "token 数"),
+        ("length_right", "tokens, right answers", "token 数（答对的）"),
+        ("length_wrong", "tokens, wrong answers", "token 数（答错的）"),
+        ("true_checks", "true checks", "真检验"),
+        ("false_checks", "false checks", "假检验"),
+        ("backtracks", "backtracks", "回溯"),
+        ("subgoals", "subgoals set", "子目标"),
+        ("backward_chains", "steps back from the target", "从目标倒推"),
+        ("distinct_expressions", "different expressions tried", "试过的不同算式"),
+        ("reflection_words", "reflection words (wait, but, 不对…)", "反思词（等等、不对、wait…）"),
+    )
+    ends = _both(study, "behaviours") or {"base": {}, "result": {}}
+    for key, english, chinese in names:
+        pair = [ends[end].get(f"emergence/{key}") for end in ("base", "result")]
+        if key == "length_all" and "length" in study:
+            pair = [study["length"]["base"], study["length"]["result"]]
+        if None not in pair:
+            rows.append(
+                [say(english, chinese), *(f"{value:.0f}" if "length" in key else f"{value:.2f}" for value in pair)]
+            )
+    return table(rows) if len(rows) > 1 else f"*{results.missing}*"
+
+
+@from_study
+def verdict_table(results: Results, record: Mapping[str, Any]) -> str:
+    """Each claim, whether it holds, and the figure that decides."""
+    say, study = results.say, record["result"]
+    words = {True: say("yes", "成立"), False: say("**no**", "**不成立**"), None: say("open", "未定")}
+    rows = [[say("claim", "论断"), say("holds", "成立吗"), say("figure", "数字")]]
+    for verdict in study["verdicts"]:
+        claim = verdict["claim"]
+        if results.chinese:
+            for english, chinese in (
+                ("Mean base", "基座均值"),
+                ("Mean R1-Zero", "R1-Zero 均值"),
+                ("Mean gain", "平均提升"),
+            ):
+                claim = claim.replace(english, chinese)
+        rows.append([claim, words[verdict["holds"]], verdict["figure"]])
+    for control in study["controls"]:
+        if control.get("expected"):
+            claim = f"{say('control', '对照')} · {control['name']}: {control['expected']}"
+            rows.append([claim, words[control["holds"]], _ends(control)[2]])
+    return table(rows)
+
+
+MEASURED = (
+    ("time-r1-zero", "`make r1-zero`, packages installed", "`make r1-zero`（依赖已装好）",
+     "{minutes:.1f} min, {rl_minutes:.1f} of them RL", "{minutes:.1f} 分钟，其中强化学习 {rl_minutes:.1f} 分钟"),
+    ("time-smoke", "`make smoke`", "`make smoke`", "{seconds:.0f} s", "{seconds:.0f} 秒"),
+    ("time-test", "`make test`", "`make test`", "{minutes:.1f} min", "{minutes:.1f} 分钟"),
+    ("kill-resume", "`kill -9` at random moments, then the same command", "随机时刻 `kill -9`，再运行同一条命令",
+     "{kills} kills, {differing} runs with different final weights", "{kills} 次，最终权重不同的有 {differing} 次"),
+    ("score-speed", "`dunwu score`, one core", "`dunwu score`，单核", "{lines_per_second:,} lines/s", "每秒 {lines_per_second:,} 行"),
+    ("fuzz", "fuzzed completions against an independent verifier", "模糊测试：与另一份独立实现的判分对照",
+     "{cases:,} cases, {wrong} wrong verdicts, slowest {slowest_ms:.1f} ms", "{cases:,} 例，判错 {wrong} 例，最慢 {slowest_ms:.1f} 毫秒"),
+    ("shakespeare", "tinyshakespeare, last tenth held out", "tinyshakespeare，最后一成留出",
+     "{bits_per_byte:.2f} bits per byte after {minutes:.1f} min", "{minutes:.1f} 分钟后每字节 {bits_per_byte:.2f} 比特"),
+    ("memory", "peak memory, pretraining on 1× and 10× the corpus", "内存峰值：1 倍与 10 倍语料的预训练",
+     "{once_mib:.0f} and {tenfold_mib:.0f} MiB", "{once_mib:.0f} 与 {tenfold_mib:.0f} MiB"),
+)  # fmt: skip
+"""Record, what was measured (en, zh), and the figure: templates over its `result`; seconds are there as minutes, too."""
+
+
+def measured_table(results: Results) -> str:
+    """The small measurements, a line each."""
+    say = results.say
+    rows = [[say("what", "项目"), say("measured", "测得"), say("command", "命令")]]
+    for name, english, chinese, figure, figure_zh in MEASURED:
+        record = results.read(name)
+        if record is None:
+            rows.append([say(english, chinese), results.missing, ""])
+            continue
+        values = dict(record["result"])
+        for key in [key for key in values if key.endswith("seconds")]:
+            values[key.replace("seconds", "minutes")] = values[key] / 60
+        try:
+            text = say(figure, figure_zh).format(**values)
+        except KeyError as error:
+            raise DunwuError(f"docs/results/{name}.json: result has no {error}", "see docs/results/README.md") from None
+        rows.append([say(english, chinese), text, f"`{record['command']}`"])
+    return table(rows)
+
+
+def records_table(results: Results) -> str:
+    """Which figures each small record must hold."""
+    rows = [["record", "keys of its result", "what it says"]]
+    for name, english, _, figure, _ in MEASURED:
+        keys = dict.fromkeys(key for _, key, _, _ in Formatter().parse(figure) if key)
+        rows.append([f"`{name}`", ", ".join(f"`{key.replace('minutes', 'seconds')}`" for key in keys), english])
+    return table(rows)
+
+
+def settings_table(results: Results) -> str:
+    """The default run in a few lines, read from its preset."""
+    say, config = results.say, R1_ZERO_PRESETS["cpu"]
+    grpo, shape = config.grpo, model_preset(config.model, config.vocab_size)
+    rows = [
+        [say("the default run", "默认配置"), ""],
+        [
+            say("model", "模型"),
+            say(
+                f"{shape.num_parameters / 1e6:.2f}M parameters: {shape.num_layers} layers, width {shape.hidden_size}",
+                f"{shape.num_parameters / 1e6:.2f}M 参数：{shape.num_layers} 层，宽 {shape.hidden_size}",
+            ),
+        ],
+        [say("tokenizer", "分词器"), say(f"byte-level BPE, {config.vocab_size:,} tokens", f"字节级 BPE，{config.vocab_size:,} 个词元")],
+        [say("pretraining", "预训练"), say(f"{config.pretrain.tokens / 1e6:g}M tokens of generated pages", f"{config.pretrain.tokens / 1e6:g}M 个 token 的生成网页")],
+        [
+            say("reinforcement learning", "强化学习"),
+            say(
+                f"GRPO, {grpo.steps} steps of {grpo.problems} problems × {grpo.group_size} samples, at most {grpo.max_tokens} tokens each",
+                f"GRPO，{grpo.steps} 步，每步 {grpo.problems} 题 × {grpo.group_size} 个样本，每个最多 {grpo.max_tokens} 个 token",
+            ),
+        ],
+        [
+            say("reward", "奖励"),
+            say("1 if the answer is exactly right, plus 1 if the format is", "答案完全正确得 1，格式正确再得 1"),
+        ],
+    ]  # fmt: skip
+    return table(rows)
+
+
+def draw(study: Mapping[str, Any]) -> str:
+    """Held-out score of every seed and control over the steps, and below it the length where it was recorded."""
+    score = [Series(f"seed {seed['seed']}", _line(seed["curve"], 1), 0, dots=True) for seed in study["seeds"]]
+    score += [
+        Series(control["name"], _line(control["curve"], 1), colour)
+        for colour, control in enumerate(study["controls"], 1)
+        if control.get("curve")
+    ]
+    length = [Series("all responses", _line(study.get("curve", []), 2), 0, dots=True)]
+    panels = [
+        Panel(score, "share of right answers", low=0.0, percent=True),
+        Panel(length, "tokens per response", low=0.0),
+    ]
+    drawn = [panel for panel in panels if any(series.points for series in panel.series)]
+    return chart(drawn, "Held-out score and response length", "RL step", PAPER, 760, 190)
+
+
+def _line(points: Sequence[Sequence[float]], column: int) -> list[tuple[float, float]]:
+    return [(point[0], point[column]) for point in points if len(point) > column]
+
+
+def _both(study: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """{"base", "result"} of something the study carries itself, or its first and last checkpoint do."""
+    if key in study:
+        return dict(study[key])
+    ends = [checkpoint.get(key) for checkpoint in study.get("checkpoints", [{}])]
+    return None if ends[0] is None or ends[-1] is None else {"base": ends[0], "result": ends[-1]}
+
+
+def _ends(record: Mapping[str, Any]) -> list[str]:
+    """Base, result and change of a record whose two figures are numbers or intervals."""
+    base, result = record["base"], record["result"]
+    return [_figure(base), _figure(result), f"{_value(result) - _value(base):+.3f}"]
+
+
+def _value(figure: Any) -> float:
+    return float(figure["value"] if isinstance(figure, Mapping) else figure)
+
+
+def _figure(figure: Any, sign: str = "") -> str:
+    """0.712 (0.684 to 0.739), the ends only where they are known."""
+    text = f"{_value(figure):{sign}.3f}"
+    if isinstance(figure, Mapping) and figure.get("low") is not None and figure.get("high") is not None:
+        text += f" ({figure['low']:{sign}.3f} … {figure['high']:{sign}.3f})"
+    return text
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

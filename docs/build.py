@@ -1,0 +1,152 @@
+"""Keeps the documentation true: keeps measurements with their origin, and writes every table that quotes one.
+
+    python docs/build.py record NAME --command "make smoke" --from FILE [--seed 0 --seed 1 …]
+        FILE.json (an object), or a text file (a command's output), becomes docs/results/NAME.json,
+        stamped with commit, date and machine. The schema is in docs/results/README.md.
+    python docs/build.py tables [--check]
+        Writes what stands between `begin: NAME` and `end: NAME` comments in README*.md and docs/*.md, and the
+        picture of the study; --check writes nothing and fails if anything is stale.
+
+What has no recorded measurement reads "not measured yet". A page whose name ends in .zh-CN.md is Chinese.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code they lie beside, installed or not
+
+import blocks_results  # noqa: E402
+import blocks_world  # noqa: E402
+from blocks_results import PICTURE, STUDY, Results  # noqa: E402
+
+from dunwu import machine  # noqa: E402
+from dunwu.disk import finite, write_atomically  # noqa: E402
+from dunwu.types import DunwuError  # noqa: E402
+
+BLOCK = re.compile(r"<!-- begin: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end: (?P=name) -->", re.DOTALL)
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "output-r1-zero": blocks_results.output("output-r1-zero"),
+    "output-test": blocks_results.output("output-test"),
+    "picture": blocks_results.picture,
+    "results": blocks_results.results_table,
+    "behaviours": blocks_results.behaviour_table,
+    "verdicts": blocks_results.verdict_table,
+    "measured": blocks_results.measured_table,
+    "settings": blocks_results.settings_table,
+    "records": blocks_results.records_table,
+    "world-knobs": blocks_world.knobs_table,
+    "world-hands": blocks_world.hands_table,
+    "world-samples": blocks_world.samples,
+}
+
+
+# ---- pages and picture ----------------------------------------------------------------------
+
+
+def build(root: Path = ROOT, results: Path | None = None) -> dict[Path, str]:
+    """Every generated file with the text it should have.
+
+    Raises:
+        DunwuError: a marker names no block, or has no partner; a record lacks a figure.
+    """
+    folder = results or root / "docs" / "results"
+    found = {}
+    for page in sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")]):
+        found[page] = filled(page.read_text("utf-8"), Results(folder, page.name.endswith(".zh-CN.md")), str(page.name))
+    study = Results(folder, False).read(STUDY)
+    if study is not None:
+        found[folder / PICTURE] = blocks_results.draw(study["result"])
+    return found
+
+
+def filled(text: str, results: Results, where: str) -> str:
+    """A page with every block written anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise DunwuError(f"{where}: no block is called {name!r}", f"one of {', '.join(BLOCKS)}")
+        return f"<!-- begin: {name} -->\n{BLOCKS[name](results)}\n<!-- end: {name} -->"
+
+    whole, count = BLOCK.subn(block, text)
+    markers = len(re.findall(r"<!-- (?:begin|end): [a-z0-9-]+ -->", text))
+    if markers != 2 * count:
+        raise DunwuError(f"{where}: a begin or end marker has no partner", "write both, names alike")
+    return whole
+
+
+# ---- verbs ----------------------------------------------------------------------------------
+
+
+def record(name: str, command: str, source: Path, seeds: Sequence[int], folder: Path) -> Path:
+    """Keep a measurement with its origin.
+
+    Raises:
+        DunwuError: a name with other characters than a-z, 0-9 and -, or a source that cannot be read as meant.
+    """
+    if not re.fullmatch(r"[a-z0-9-]+", name):
+        raise DunwuError(f"{name!r} cannot name a record", "use a-z, 0-9 and -")
+    try:
+        text = source.read_text("utf-8")
+        result = json.loads(text) if source.suffix == ".json" else {"output": text}
+    except (OSError, ValueError) as error:
+        raise DunwuError(f"cannot read {source}: {error}", "give a JSON object, or a text file") from None
+    if not isinstance(result, dict):
+        raise DunwuError(f"{source} holds no JSON object", "the result is an object of named figures")
+    kept: dict[str, Any] = {"name": name, "command": command, "commit": machine.git_commit()}
+    kept |= {"date": time.strftime("%Y-%m-%d"), "machine": {**machine.describe(), "versions": machine.versions()}}
+    if seeds:
+        kept |= {"seed": seeds[0]} if len(seeds) == 1 else {"seeds": list(seeds)}
+    file = folder / f"{name}.json"
+    write_atomically(file, json.dumps(finite(kept | {"result": result}), ensure_ascii=False, indent=1) + "\n")
+    return file
+
+
+def tables(root: Path, check: bool) -> list[Path]:
+    """Write (or, to check, only list) what is stale."""
+    stale = []
+    for file, text in build(root).items():
+        if not file.exists() or file.read_text("utf-8") != text:
+            stale.append(file)
+            if not check:
+                write_atomically(file, text)
+    return stale
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit code 1 if something is stale or cannot be done."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    keep = verbs.add_parser("record", help="keep a measurement under docs/results")
+    keep.add_argument("name")
+    keep.add_argument("--command", required=True, help="what was run")
+    keep.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE")
+    keep.add_argument("--seed", type=int, action="append", default=[])
+    write = verbs.add_parser("tables", help="write the generated blocks and the picture")
+    write.add_argument("--check", action="store_true", help="write nothing; fail if something is stale")
+    args = parser.parse_args(arguments)
+    try:
+        if args.verb == "record":
+            print(record(args.name, args.command, args.source, args.seed, ROOT / "docs" / "results"))
+            return 0
+        stale = tables(ROOT, args.check)
+    except DunwuError as error:
+        print(f"docs/build.py: {error}", file=sys.stderr)
+        return 1
+    for file in stale:
+        print(f"{'stale' if args.check else 'written'}: {file.relative_to(ROOT)}")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
