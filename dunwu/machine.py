@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -20,6 +21,7 @@ def versions() -> dict[str, str | None]:
     return found | {name: library_version(name) for name in LIBRARIES}
 
 
+@functools.cache
 def library_version(name: str) -> str | None:
     """The installed version, or None; does not import the library."""
     try:
@@ -83,8 +85,10 @@ def memory_gib() -> float:
     return round(total / 2**30, 1)
 
 
+@functools.cache
 def git_commit() -> str | None:
-    """The commit of the checkout dunwu runs from, "-dirty" added if tracked files differ; None if installed."""
+    """The commit of the checkout dunwu runs from, "-dirty" added if tracked files differ; None if installed. Asked once
+    per process: it is the code that was loaded."""
     here = Path(__file__).resolve().parent
     if _output("git", "-C", str(here), "ls-files", "types.py") != "types.py":
         return None
