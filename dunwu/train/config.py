@@ -54,6 +54,13 @@ class PretrainConfig:
         """Updates in all."""
         return max(1, self.tokens // (self.rows * self.context))
 
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        if min(self.tokens, self.rows, self.context, self.log_every, self.eval_every, self.save_every) < 1:
+            raise UsageError("tokens, rows, context and the every-counts begin at 1", "raise the one below 1")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout {self.dropout} is no share", "choose 0 or more and less than 1")
+
 
 @dataclass(frozen=True)
 class GrpoConfig:
@@ -120,5 +127,10 @@ class GrpoConfig:
             raise UsageError(f"group_size {self.group_size} has no siblings to compare", "use 2 or more")
         if self.temperature <= 0:
             raise UsageError(f"temperature {self.temperature} cannot explore", "use a temperature above 0")
-        if self.problems < 1 or self.minibatches < 1 or self.dynamic_rounds < 1:
-            raise UsageError("problems, minibatches and dynamic_rounds count from 1", "raise the one below 1")
+        counts = ("problems", "minibatches", "dynamic_rounds", "max_tokens", "micro_tokens")
+        if low := [name for name in counts if getattr(self, name) < 1]:
+            raise UsageError(f"{low[0]} is {getattr(self, low[0])}", "use 1 or more")
+        if self.overlong == "penalty" and not 0 <= self.overlong_buffer <= self.max_tokens:
+            raise UsageError(
+                f"overlong_buffer {self.overlong_buffer} of {self.max_tokens} tokens", "use 0 to max_tokens"
+            )

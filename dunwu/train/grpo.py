@@ -11,9 +11,11 @@ Not covered: sequence-level ratios (GSPO), value models (PPO), off-policy lag.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -46,8 +48,6 @@ class Row:
     sampler_logprobs: tuple[float, ...]
     advantage: float
     group: int
-    trained: bool
-    """False for a row whose tokens are all masked (truncated under overlong "mask")."""
 
     @property
     def completion_length(self) -> int:
@@ -184,7 +184,7 @@ def _without_advantages(group: Group) -> Group:
 
 def _reward(rollout: Rollout, config: GrpoConfig) -> float | None:
     """What the baseline sees; None where the verifier failed (an error is not a zero)."""
-    if rollout.verdict.status in ("error", "timeout"):
+    if not _scored(rollout):
         return None
     reward = rollout.verdict.reward
     if config.overlong == "penalty":
@@ -192,8 +192,16 @@ def _reward(rollout: Rollout, config: GrpoConfig) -> float | None:
     return reward
 
 
+def _scored(rollout: Rollout) -> bool:
+    return rollout.verdict.status in ("ok", "unparsable") and math.isfinite(rollout.verdict.reward)
+
+
 def rows_of(groups: Sequence[Group], config: GrpoConfig) -> list[Row]:
-    """Groups as training rows. Rows without an advantage, and groups without variance if so configured, stay out."""
+    """Groups as training rows.
+
+    Out of them, and so out of the loss's denominator, stay rows without an advantage, truncated ones under overlong
+    "mask" (their rewards have counted for their siblings), and groups without variance if so configured.
+    """
     rows = []
     for number, group in enumerate(groups):
         if config.drop_zero_variance and not any(rollout.advantage for rollout in group.rollouts):
@@ -202,11 +210,10 @@ def rows_of(groups: Sequence[Group], config: GrpoConfig) -> list[Row]:
             completion = rollout.completion
             if rollout.advantage is None or not completion.token_ids:
                 continue
-            trained = not (config.overlong == "mask" and completion.finish_reason == "length")
+            if config.overlong == "mask" and completion.finish_reason == "length":
+                continue
             ids = group.prompt_ids + completion.token_ids
-            rows.append(
-                Row(ids, len(group.prompt_ids), completion.sampler_logprobs, rollout.advantage, number, trained)
-            )
+            rows.append(Row(ids, len(group.prompt_ids), completion.sampler_logprobs, rollout.advantage, number))
     return rows
 
 
@@ -241,13 +248,14 @@ def update(
     logprobs those of the trainer.
 
     Raises:
-        DunwuError: an on-policy check fails at step 0, or the numbers go bad.
+        DunwuError: an on-policy check fails at the first update, or the numbers go bad.
     """
     policy = learner.policy
     policy.eval()  # dropout stays off: the ratio compares two passes of one network
-    if not any(row.trained for row in rows):
+    if not rows:
         return {"grpo/trained_tokens": 0.0, "grpo/moved_tensors": 0.0}
-    before = [p.detach().clone() for p in learner.optimizer.parameters]
+    before = [p.detach().clone() for p in policy.parameters()]
+    first_of_run = learner.optimizer.version == 0
     order = list(range(len(rows)))
     if config.minibatches > 1:
         Random(derive_seed("minibatches", seed, step)).shuffle(order)
@@ -267,14 +275,14 @@ def update(
             torch.autograd.backward(loss)
             loss_sum += float(loss.detach())
             tallies.append(tally)
-        if step == 0 and number == 0:
+        if first_of_run and number == 0:
             _check_on_policy(add_tallies(tallies), policy.head_weight.dtype, config)
         batch_ids = [row.ids for row in parts[number]]
         check_finite(loss_sum, "loss", step + 1, batch_ids, folder)
-        norms.append(learner.optimizer.step(lr, config.max_grad_norm))
-        check_finite(norms[-1], "gradient norm", step + 1, batch_ids, folder)
+        check = partial(check_finite, name="gradient norm", step=step + 1, batch=batch_ids, folder=folder)
+        norms.append(learner.optimizer.step(lr, config.max_grad_norm, check))
         losses.append(loss_sum)
-    moved = [bool((p.detach() != b).any()) for p, b in zip(learner.optimizer.parameters, before, strict=True)]
+    moved = [bool((p.detach() != b).any()) for p, b in zip(policy.parameters(), before, strict=True)]
     total = add_tallies(tallies)
     metrics = {f"grpo/{name}": tally.mean for name, tally in total.items()}
     metrics |= {
@@ -322,7 +330,7 @@ def micro_batches(rows: Sequence[Row], config: GrpoConfig, device: torch.device)
     longest = max(row.completion_length for row in rows)
     mask_BT = torch.zeros(len(rows), longest)
     for b, row in enumerate(rows):
-        mask_BT[b, : row.completion_length] = float(row.trained)
+        mask_BT[b, : row.completion_length] = 1.0
     weights_BT = token_weights(
         mask_BT, config.loss_norm, max_tokens=config.max_tokens, group_ids_B=[row.group for row in rows]
     )
@@ -372,7 +380,7 @@ def _check_on_policy(total: dict[str, Tally], dtype: torch.dtype, config: GrpoCo
     if "ref_kl" in total and total["ref_kl"].maximum > ON_POLICY_TOLERANCE:
         raise DunwuError(f"KL to the reference is {total['ref_kl'].maximum} before the first update, not 0", cure)
     gap = total["sampler_mismatch"].mean
-    if gap > MISMATCH_TOLERANCE.get(dtype, 0.1):
+    if not gap <= MISMATCH_TOLERANCE.get(dtype, 0.1):  # so that NaN fails too
         raise DunwuError(f"sampler and trainer disagree by {gap:.4f} nats a token before the first update", cure)
 
 
@@ -382,7 +390,7 @@ def _check_on_policy(total: dict[str, Tally], dtype: torch.dtype, config: GrpoCo
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Means over the step's rollouts, as sampled."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored = [r for r in rollouts if r.verdict.status in ("ok", "unparsable")]
+    scored = [r for r in rollouts if _scored(r)]
     lengths = [len(r.completion.token_ids) for r in rollouts]
     metrics = {
         "grpo/reward": fmean([r.verdict.reward for r in scored]) if scored else 0.0,

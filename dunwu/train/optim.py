@@ -8,6 +8,7 @@ returns, so whoever samples between steps sees one version of the weights, never
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -44,8 +45,11 @@ class MasterAdamW:
         self.decayed = self.decayed.to(self.master.device)
         self.version = 0
 
-    def step(self, lr: float, max_grad_norm: float = 0.0) -> float:
+    def step(self, lr: float, max_grad_norm: float = 0.0, check: Callable[[float], None] = lambda norm: None) -> float:
         """One update; returns the gradient's norm before clipping.
+
+        Args:
+            check: called with that norm before anything is changed; it refuses the update by raising.
 
         Raises:
             DunwuError: the gradient is NaN or infinite; nothing has been changed then.
@@ -57,6 +61,7 @@ class MasterAdamW:
             ]
         )
         norm = float(grad.norm())
+        check(norm)
         if not math.isfinite(norm):
             raise DunwuError(f"the gradient is {norm} at update {self.version}", "lower the learning rate")
         if max_grad_norm and norm > max_grad_norm:
