@@ -101,14 +101,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
         >>> ticks(0.03, 0.78)
         [0.0, 0.2, 0.4, 0.6, 0.8]
     """
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+    if not (math.isfinite(low) and math.isfinite(high)) or high - low <= 1e-9 * max(abs(low), abs(high)):
         centre = low if math.isfinite(low) else 0.0
         low, high = centre - (abs(centre) * 0.1 or 0.5), centre + (abs(centre) * 0.1 or 0.5)
     rough = (high - low) / max(1, about)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
 
 
 def tick_text(value: float, percent: bool = False) -> str:

@@ -32,6 +32,7 @@ from pathlib import Path
 from dunwu.disk import disk_errors, write_atomically
 from dunwu.eval.report_data import collect
 from dunwu.eval.report_page import page
+from dunwu.types import UsageError
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -46,9 +47,12 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         The HTML file.
 
     Raises:
+        UsageError: `out` ends in .json.
         DunwuError: no run folder, a damaged run.json, or the file cannot be written.
     """
     html = out or run_dir / "report.html"
+    if html.suffix == ".json":
+        raise UsageError(f"{html} would be overwritten by the report's own json file", "name the page .html")
     data = collect(run_dir)
     with disk_errors(html):
         html.parent.mkdir(parents=True, exist_ok=True)

@@ -182,8 +182,8 @@ def score_and_length(data: Mapping[str, Any], theme: Theme = PAPER, width: int =
 
 def curve_bars(data: Mapping[str, Any], score: Curve) -> list[tuple[float, float, float]]:
     """Wilson intervals of the held-out curve, where the config says how many problems a point has."""
-    evidence = data["run"].get("config", {}).get("evidence")
-    problems = evidence.get("curve_problems") if isinstance(evidence, Mapping) else None
+    config = data["run"].get("config") or {}
+    problems = (config.get("evidence") or {}).get("curve_problems")
     if not isinstance(problems, int) or problems < 1:
         return []
     return [(step, *wilson(share, problems)) for step, share in score if 0 <= share <= 1]

@@ -38,7 +38,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
     """
     if not (run_dir / "run.json").is_file():
         raise DunwuError(f"{run_dir} is no run folder: it has no run.json", "give the folder that `dunwu run` made")
-    run = read_json(run_dir / "run.json")
+    run = clip(read_json(run_dir / "run.json"))
     stages = _stages(run_dir)
     curves = _curves(read_metrics(run_dir))
     rl_stages = [stage for stage, keys in curves.items() if any(key.startswith("grpo/") for key in keys)]
@@ -47,7 +47,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         if behaviours:
             curves[OFFLINE] = behaviours
     evidence_file = run_dir / "evidence.json"
-    evidence = read_json(evidence_file) if evidence_file.is_file() else {}
+    evidence = clip(read_json(evidence_file)) if evidence_file.is_file() else {}
     data: dict[str, Any] = {
         "name": run_dir.resolve().name,
         "run": run,
@@ -163,7 +163,7 @@ def _stages(run_dir: Path) -> list[dict[str, Any]]:
     """The stages in an order in which inputs come before what they feed."""
     found = []
     for file in sorted((run_dir / "stages").glob("*.json")):
-        stage = read_json(file)
+        stage = clip(read_json(file))
         found.append({"stage": file.stem, "inputs": [], "metrics": {}} | stage)
     ordered: list[dict[str, Any]] = []
     while found:
@@ -230,7 +230,9 @@ def _shown_groups(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def clip(value: Any) -> Any:
-    """The same JSON value with every long text cut and the characters left out counted."""
+    """The same JSON value with every long text cut, its characters counted, and numbers that are not finite as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         return value[:LONGEST_TEXT] + f"… [{len(value) - LONGEST_TEXT} more characters]"
     if isinstance(value, Mapping):

@@ -276,7 +276,7 @@ def _training(data: Mapping[str, Any]) -> str:
     figures = pretraining_figures(data["curves"])
     if figures:
         parts.append(heading("Pretraining", "预训练") + f'<div class="grid">{"".join(figures)}</div>')
-    return "".join(parts)
+    return "".join(parts) or heading("Training", "训练") + note("No training metrics have been logged.")
 
 
 def _checkpoints(data: Mapping[str, Any]) -> str:
