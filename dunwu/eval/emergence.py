@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dunwu.eval.fragments import MAX_OPERANDS
-from dunwu.eval.thought import Equation, Span, Try, read_thought
+from dunwu.eval.thought import read_thought
+from dunwu.eval.trace import Span, Trace
 from dunwu.tasks.expression import ExpressionError, Rational, evaluate
 from dunwu.tasks.formats import ANSWER, ANSWER_END, THINK_END, split_completion
 from dunwu.types import Group
@@ -47,63 +48,6 @@ REFLECTION = re.compile(
 _GIVE_UP = re.compile(r"\bg[ai]ve\s+up\b|\bno\s+solution\b|\bimpossible\b|放弃|算了|无解", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One completion, read.
-
-    Attributes:
-        equations, tries: in order of appearance.
-        subgoals: subgoals set.
-        backtracks: failures followed by another attempt.
-        reflections: reflection words, and `waits` those that are "wait" or 等等.
-        gave_up: the thought says so.
-        answer: text inside `<answer>`; None without one.
-        answer_works: the answer reaches the target with every number once; None without an answer
-            or for a problem that is not Countdown.
-        spans: what `annotate` colours, sorted, not overlapping.
-
-    Example:
-        >>> trace = analyse({"numbers": [3, 5, 9], "target": 24}, "3*5=15, 15+9=24, yes!</think>")
-        >>> trace.tries[0].is_true_check
-        True
-    """
-
-    equations: tuple[Equation, ...] = ()
-    tries: tuple[Try, ...] = ()
-    subgoals: int = 0
-    backtracks: int = 0
-    reflections: int = 0
-    waits: int = 0
-    gave_up: bool = False
-    answer: str | None = None
-    answer_works: bool | None = None
-    spans: tuple[Span, ...] = ()
-
-    @property
-    def true_checks(self) -> int:
-        return sum(t.is_true_check for t in self.tries)
-
-    @property
-    def false_success(self) -> int:
-        """Checks that claim to work and do not."""
-        return sum(t.is_false_check and t.claims for t in self.tries)
-
-    @property
-    def false_failure(self) -> int:
-        """Checks that claim not to work and do."""
-        return sum(t.is_false_check and not t.claims for t in self.tries)
-
-    @property
-    def verifications(self) -> int:
-        """Explicit comparisons with the target: true, false and unsound checks together."""
-        return sum(t.explicit for t in self.tries)
-
-    @property
-    def distinct(self) -> frozenset[str]:
-        """Canonical keys of all whole expressions tried."""
-        return frozenset(key for t in self.tries for key in t.expressions)
-
-
 def analyse(problem_data: Mapping[str, Any], completion_text: str) -> Trace:
     """Read one completion.
 
@@ -113,6 +57,11 @@ def analyse(problem_data: Mapping[str, Any], completion_text: str) -> Trace:
 
     Returns:
         The trace; never raises for any text, in time linear in its length.
+
+    Example:
+        >>> trace = analyse({"numbers": [3, 5, 9], "target": 24}, "3*5=15, 15+9=24, yes!</think>")
+        >>> trace.tries[0].is_true_check
+        True
     """
     numbers, target = _problem(problem_data)
     thought_end, answer_start, answer_end = _parts(completion_text)

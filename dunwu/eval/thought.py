@@ -21,6 +21,7 @@ from dunwu.eval.fragments import (
     read_number,
     split_run,
 )
+from dunwu.eval.trace import Equation, Span, Try
 from dunwu.tasks.expression import Rational
 
 VERDICT_REACH = 24
@@ -51,59 +52,6 @@ _TOKEN = re.compile(
     r"|(?P<end>[.。!！?？;；\n:：])",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Span:
-    """A coloured stretch of a completion: `kind` is "equation", "verdict", "subgoal", "reflection",
-    "give_up" or "answer"; `is_true` is None where truth means nothing."""
-
-    start: int
-    end: int
-    kind: str
-    is_true: bool | None
-
-
-@dataclass(frozen=True)
-class Equation:
-    """A stated sum. `backward`: it starts from the target (or from a value needed)."""
-
-    start: int
-    end: int
-    is_true: bool
-    backward: bool
-
-
-@dataclass(frozen=True)
-class Try:
-    """An attempt compared with the target.
-
-    Attributes:
-        start, end: the text, verdict included.
-        claims: what the text says of it: it works (True) or not (False).
-        explicit: a verdict was written; False if only the stated value equals the target.
-        works: whether it does, by exact arithmetic and the problem's numbers.
-        sound: every sum stated in it is right.
-        expressions: canonical keys of the whole expressions it tried.
-    """
-
-    start: int
-    end: int
-    claims: bool
-    explicit: bool
-    works: bool
-    sound: bool
-    expressions: tuple[str, ...]
-
-    @property
-    def is_true_check(self) -> bool:
-        """The verdict is right, and so is every sum it rests on."""
-        return self.explicit and self.sound and self.claims == self.works
-
-    @property
-    def is_false_check(self) -> bool:
-        """The verdict is wrong, whatever the sums."""
-        return self.explicit and self.claims != self.works
 
 
 @dataclass(eq=False)
