@@ -179,7 +179,7 @@ class Store:
 def default_home() -> Path:
     """`DUNWU_HOME`, else `~/.cache/dunwu`."""
     chosen = os.environ.get("DUNWU_HOME")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dunwu"
+    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "dunwu"
 
 
 def resolve_model(text: str, store: Store | None = None) -> Path:
