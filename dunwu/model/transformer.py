@@ -196,8 +196,9 @@ class Transformer(nn.Module):
 
     def set_dropout(self, share: float) -> None:
         """Dropout on the two residual branches of every block, in training mode only; no part of a saved model."""
-        for block in self.model.layers:
-            block.dropout = share
+        for part in self.modules():
+            if isinstance(part, Block):
+                part.dropout = share
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -60,6 +60,13 @@ RECIPES: dict[str, Recipe] = {
             presets=configs.STUDY_PRESETS,
             run="dunwu.recipes.r1_zero_study:run",
         ),
+        Recipe(
+            name="pretrain",
+            summary="a base model from scratch on your own text or JSONL files: --data FILE [FILE …]",
+            config=configs.PretrainRunConfig,
+            presets=configs.PRETRAIN_PRESETS,
+            run="dunwu.recipes.pretrain:run",
+        ),
     )
 }
 

@@ -29,6 +29,12 @@ class EvidenceConfig:
     shown: int = 4
     """Held-out problems whose completions at five checkpoints stand side by side in the report."""
 
+    def validate(self) -> None:
+        """Raise UsageError for a count of nothing."""
+        for name in ("problems", "curve_problems", "curve_every", "pass_k_problems", "pass_k_samples"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"evidence.{name} is {getattr(self, name)}", "use 1 or more")
+
 
 @dataclass(frozen=True)
 class R1ZeroConfig:
@@ -66,9 +72,11 @@ class R1ZeroConfig:
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
         self.world.validate()
+        self.pretrain.validate()
         self.grpo.validate()
-        if self.evidence.curve_every < 1 or self.save_every < 1:
-            raise UsageError("evidence.curve_every and save_every count from 1", "raise the one below 1")
+        self.evidence.validate()
+        if self.save_every < 1:
+            raise UsageError(f"save_every is {self.save_every}", "use 1 or more")
 
 
 _TINY = R1ZeroConfig(
@@ -138,4 +146,61 @@ def control_config(config: R1ZeroConfig, control: str) -> R1ZeroConfig:
 STUDY_PRESETS: dict[str, StudyConfig] = {
     "cpu": StudyConfig(),
     "tiny": StudyConfig(recipe=_TINY, more_seeds=(1,), controls=("random",)),
+}
+
+
+@dataclass(frozen=True)
+class PretrainRunConfig:
+    """A model trained from scratch on a user's own text or JSONL files."""
+
+    data: tuple[str, ...] = ()
+    """Files: .jsonl holds one document a line in its field `text`; anything else is plain text, one document."""
+    held_out: float = 0.1
+    """Share at the end of every file that is never trained on: bytes of a text, documents of a JSONL file."""
+    model: str = "2M"
+    """Size preset of the model."""
+    vocab_size: int = 1024
+    """Size of the tokenizer trained on the training part."""
+    tokenizer_bytes: int = 100_000_000
+    """Text the tokenizer is trained on, at most."""
+    tokenizer: str = ""
+    """Folder with a tokenizer.json to use instead."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """The training; `pretrain.tokens` is the budget."""
+    curve_tokens: int = 100_000
+    """Held-out tokens of each file behind a point of the curve; the last point uses all."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work, before anything long has begun."""
+        if not self.data:
+            raise UsageError("there is nothing to train on", "name your files: --data FILE [FILE …]")
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"held_out {self.held_out} is no share", "choose between 0 and 1, e.g. 0.1")
+        if self.curve_tokens < 1 or self.tokenizer_bytes < 1:
+            raise UsageError("curve_tokens and tokenizer_bytes count from 1", "raise the one below 1")
+        self.pretrain.validate()
+
+
+PRETRAIN_PRESETS: dict[str, PretrainRunConfig] = {
+    # Sized for a text of about a megabyte and five minutes on two cores (docs/log.md).
+    "cpu": PretrainRunConfig(
+        pretrain=PretrainConfig(tokens=7_000_000, dropout=0.1, eval_every=200),
+    ),
+    "tiny": PretrainRunConfig(
+        model="tiny",
+        vocab_size=512,
+        pretrain=PretrainConfig(
+            tokens=200_000, rows=16, context=128, warmup=10, log_every=10, eval_every=50, save_every=25
+        ),
+        curve_tokens=10_000,
+    ),
+    "gpu": PretrainRunConfig(
+        model="50M",
+        vocab_size=16_384,
+        pretrain=PretrainConfig(
+            tokens=1_000_000_000, rows=256, context=512, lr=1e-3, warmup=500, eval_every=1000, save_every=500
+        ),
+    ),
 }

@@ -9,38 +9,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dunwu import machine
 from dunwu.data.shards import PackedShards, ShardWriter
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer, train_from_texts
 from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
-from dunwu.model.config import model_preset
-from dunwu.model.hf import load_model, resolve_dtype, save_model
+from dunwu.model.hf import load_model, save_model
 from dunwu.model.runtime import resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.configs import R1ZeroConfig
+from dunwu.recipes.pretraining import MODEL, base_stage, restore
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
 from dunwu.tasks.countdown import Countdown
 from dunwu.tasks.files import FileCountdown, load_problems
+from dunwu.tasks.splits import SPLITS
 from dunwu.tasks.templates import load_template
-from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
+from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.grpo import Learner, grpo
 from dunwu.train.optim import MasterAdamW
-from dunwu.train.pretrain import held_out_loss, pretrain
-from dunwu.types import DunwuError, SamplingParams, Task, derive_seed
+from dunwu.train.pretrain import held_out_loss
+from dunwu.types import DunwuError, SamplingParams, Task
 from dunwu.world.web import pages
 
-MODEL = "model"
-"""Sub-folder of a stage's artifact that is a model folder."""
+REFERENCE = "reference."
+"""Prefix of the reference model's weights in a checkpoint."""
 VALID_TOKENS = 60_000
 """Held-out tokens per kind of page."""
 
@@ -53,6 +51,13 @@ def make_task(config: R1ZeroConfig) -> Task:
     if config.data:
         return FileCountdown(load_problems(config.data), options, source=config.data)
     return Countdown(options)
+
+
+def check_inputs(config: R1ZeroConfig) -> None:
+    """Read the user's files before anything long begins, so that their faults are told now."""
+    task = make_task(config)
+    for split in SPLITS if config.data else ():
+        task.problem(split, 0, 0)
 
 
 def base_seed(run_seed: int, config: R1ZeroConfig) -> int:
@@ -118,91 +123,24 @@ def _write_validation(folder: Path, config: R1ZeroConfig, seed: int, encoder: To
 
 def base(run: Run, config: R1ZeroConfig, seed: int, vocabulary: Artifact, tokens: Artifact) -> Artifact:
     """Pretrain a base on the shards."""
-    device = resolve_device(config.device)
 
-    def build(work: Path) -> dict[str, object]:
-        encoder = load_tokenizer(vocabulary.path)
-        model = _fresh_model(config, seed, encoder, device)
-        optimizer = MasterAdamW(model, config.pretrain.betas, weight_decay=config.pretrain.weight_decay)
-        start = _restore(work, optimizer)[0]
-        figures = _pretrain(run, config, seed, work, model, optimizer, tokens.path, encoder, start)
-        save_model(model, work / MODEL, encoder.end_id)
-        encoder.save(work / MODEL, model.config.max_position_embeddings)
-        return figures
+    def held_out(model: Transformer, last: bool) -> dict[str, float]:
+        losses = _valid_losses(model, tokens.path / "valid", config.pretrain.context, seed)
+        mean = sum(losses.values()) / max(1, len(losses))
+        return {"pretrain/valid_loss": mean} | {f"pretrain/valid_loss/{name}": loss for name, loss in losses.items()}
 
-    dtype = str(resolve_dtype(config.pretrain.precision, device, machine.cpu_flags()))
-    settings = {
-        "model": config.model,
-        "pretrain": _without(config.pretrain, "save_every"),
-        "seed": seed,
-        "dtype": dtype,
-    }
-    return run.stage("base", build, settings, [vocabulary, tokens])
+    return base_stage(run, config.model, config.pretrain, seed, config.device, vocabulary, tokens, held_out)
 
 
-def _fresh_model(config: R1ZeroConfig, seed: int, encoder: Tokenizer, device: str) -> Transformer:
-    model = Transformer(model_preset(config.model, encoder.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(derive_seed("init", seed)))
-    return model.to(device=device, dtype=resolve_dtype(config.pretrain.precision, device, machine.cpu_flags()))
-
-
-def _pretrain(
-    run: Run,
-    config: R1ZeroConfig,
-    seed: int,
-    work: Path,
-    model: Transformer,
-    optimizer: MasterAdamW,
-    tokens: Path,
-    encoder: Tokenizer,
-    start: int,
-) -> dict[str, object]:
-    settings = config.pretrain
-    train = PackedShards(tokens / "train", settings.context, seed)
-    held_out = _held_out(tokens / "valid", settings.context, seed)
-    losses: dict[str, float] = {}
-    with Progress(settings.steps, "base", "updates", start=start) as progress:
-        for step in pretrain(model, optimizer, train, settings, start, work):
-            last = step.n == settings.steps
-            metrics = dict(step.metrics) if step.n % settings.log_every == 0 or last else {}
-            if step.n % settings.eval_every == 0 or last:
-                losses = {name: held_out_loss(model, shard, 16, 2) for name, shard in held_out.items()}
-                metrics |= step.metrics | {f"pretrain/valid_loss/{name}": loss for name, loss in losses.items()}
-                _write_samples(work, step.n, model, encoder)
-            if metrics:
-                run.log("base", step.n, metrics)
-            if step.n % settings.save_every == 0 or last:
-                save_checkpoint(work, optimizer.state(), {"step": step.n, "version": optimizer.version})
-            progress.update(
-                step.n, loss=step.metrics["pretrain/loss"], tok_s=step.metrics["pretrain/tokens_per_second"]
-            )
-    train.close()
-    return {
-        "parameters": model.config.num_parameters,
-        "tokens": settings.steps * settings.rows * settings.context,
-        "valid_loss": sum(losses.values()) / max(1, len(losses)),
-    }
-
-
-def _held_out(folder: Path, context: int, seed: int) -> dict[str, PackedShards]:
-    """The validation folders long enough for one window."""
-    found = {}
+def _valid_losses(model: Transformer, folder: Path, context: int, seed: int) -> dict[str, float]:
+    """Loss on each kind of held-out page."""
+    losses = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         with contextlib.suppress(DunwuError):  # too short for a window: no loss for that kind of page
-            found[path.name] = PackedShards(path, context, seed)
-    return found
-
-
-def _write_samples(work: Path, step: int, model: Transformer, encoder: Tokenizer) -> None:
-    """A few texts the model writes now, one after another, for looking at."""
-    engine = Engine(model, encoder)
-    seeds = [[derive_seed("sample text", step, n) for n in range(3)]]
-    drawn = engine.sample([[encoder.end_id]], seeds, SamplingParams(max_tokens=96))
-    lines = [f"--- update {step}, sample {n}\n{c.text}\n" for n, c in enumerate(drawn[0])]
-    path = work / "samples.txt"
-    kept = path.read_text(encoding="utf-8") if path.exists() else ""
-    if f"--- update {step}," not in kept:
-        path.write_text(kept + "".join(lines), encoding="utf-8")
+            shards = PackedShards(path, context, seed)
+            losses[path.name] = held_out_loss(model, shards, 16, 2)
+            shards.close()
+    return losses
 
 
 def r1_zero(run: Run, config: R1ZeroConfig, base_folder: Path, parent: Artifact | None) -> Artifact:
@@ -215,12 +153,12 @@ def r1_zero(run: Run, config: R1ZeroConfig, base_folder: Path, parent: Artifact 
         model = load_model(base_folder, device)
         optimizer = MasterAdamW(model, config.grpo.betas, weight_decay=config.grpo.weight_decay)
         learner = Learner(model, optimizer)
-        start, reference = _restore(work, optimizer)
+        state, reference = restore(work, optimizer)
         if reference:
             learner.refresh_reference()
             assert learner.reference is not None
-            learner.reference.load_state_dict(reference)
-        figures = _reinforce(run, config, seed, work, learner, encoder, start)
+            learner.reference.load_state_dict({k.removeprefix(REFERENCE): t for k, t in reference.items()})
+        figures = _reinforce(run, config, seed, work, learner, encoder, state)
         save_model(model, work / MODEL, encoder.end_id)
         encoder.save(work / MODEL, model.config.max_position_embeddings)
         return figures
@@ -229,17 +167,24 @@ def r1_zero(run: Run, config: R1ZeroConfig, base_folder: Path, parent: Artifact 
     settings |= {"curve": [config.evidence.curve_every, config.evidence.curve_problems]}
     settings |= {"data": file_digest(config.data), "prompt_template": file_digest(config.prompt_template)}
     if parent is None:
-        settings["base"] = file_digest(str(base_folder / "model.safetensors"))
+        files = ("config.json", "model.safetensors", "tokenizer.json")
+        settings["base"] = [file_digest(str(base_folder / name)) for name in files]
     return run.stage("r1-zero", build, settings, [parent] if parent else [])
 
 
 def _reinforce(
-    run: Run, config: R1ZeroConfig, seed: int, work: Path, learner: Learner, encoder: Tokenizer, start: int
+    run: Run,
+    config: R1ZeroConfig,
+    seed: int,
+    work: Path,
+    learner: Learner,
+    encoder: Tokenizer,
+    state: Mapping[str, Any],
 ) -> dict[str, object]:
     task, settings = make_task(config), config.grpo
     engine = Engine(learner.policy, encoder, lambda: learner.optimizer.version)
     kept = checkpoint_steps(settings.steps)
-    score = 0.0
+    start, score = state["step"], state.get("held_out_accuracy", 0.0)
     if start == 0:
         score = _curve_point(run, config, task, engine, encoder, 0)
         save_model(learner.policy, work / "kept" / "0", encoder.end_id)
@@ -252,7 +197,7 @@ def _reinforce(
             if step.n in kept:
                 save_model(learner.policy, work / "kept" / str(step.n), encoder.end_id)
             if step.n % config.save_every == 0 or step.n == settings.steps:
-                _save(work, learner, step.n)
+                _save(work, learner, {"step": step.n, "held_out_accuracy": score})
             progress.update(
                 step.n, reward=step.metrics["grpo/reward"], length=step.metrics["grpo/length"], held_out=score
             )
@@ -281,22 +226,11 @@ def _curve_point(run: Run, config: R1ZeroConfig, task: Task, engine: Engine, enc
     return accuracy
 
 
-def _save(work: Path, learner: Learner, step: int) -> None:
+def _save(work: Path, learner: Learner, state: Mapping[str, Any]) -> None:
     tensors = dict(learner.optimizer.state())
     if learner.reference is not None:
-        tensors |= {f"reference.{name}": t for name, t in learner.reference.state_dict().items()}
-    save_checkpoint(work, tensors, {"step": step, "version": learner.optimizer.version})
-
-
-def _restore(work: Path, optimizer: MasterAdamW) -> tuple[int, dict[str, torch.Tensor]]:
-    """Load the work folder's checkpoint; returns steps done and the reference's weights, if any."""
-    found = load_checkpoint(work)
-    if found is None:
-        return 0, {}
-    tensors, state = found
-    optimizer.load(tensors, state["version"])
-    prefix = "reference."
-    return state["step"], {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        tensors |= {f"{REFERENCE}{name}": t for name, t in learner.reference.state_dict().items()}
+    save_checkpoint(work, tensors, {**state, "version": learner.optimizer.version})
 
 
 def file_digest(path: str) -> str:
@@ -311,8 +245,3 @@ def file_digest(path: str) -> str:
     except OSError as error:
         raise DunwuError(f"cannot read {path}: {error.strerror}", "check the path") from error
     return digest.hexdigest()
-
-
-def _without(config: Any, *names: str) -> dict[str, Any]:
-    """A config as a dict, less the fields that cannot change the result."""
-    return {name: value for name, value in asdict(config).items() if name not in names}

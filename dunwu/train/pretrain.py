@@ -5,15 +5,21 @@ Legend: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dunwu.data.shards import PackedShards
+from dunwu.data.shards import PackedShards, TokenFolder
 from dunwu.model.transformer import Transformer
 from dunwu.train.config import PretrainConfig
 from dunwu.train.losses import token_logprobs
@@ -45,17 +51,18 @@ def pretrain(
         folder: where an offending batch is saved if the loss or gradient goes bad.
     """
     device = model.head_weight.device
+    model.set_dropout(config.dropout)
     model.train()
     for step in range(start, config.steps):
         began = time.perf_counter()
         ids_BT = torch.from_numpy(shards.batch(step, config.rows)).to(device)
         torch.manual_seed(step)  # dropout is the only user of the global generator
         loss = next_token_loss(model, ids_BT)
-        check_finite(float(loss.detach()), "loss", step + 1, ids_BT.tolist(), folder)
+        check = partial(check_finite, step=step + 1, batch=ids_BT.tolist(), folder=folder)
+        check(float(loss.detach()), "loss")
         torch.autograd.backward(loss)
         lr = learning_rate(step, config.steps, config.lr, config.warmup, config.schedule, config.final_lr)
-        norm = optimizer.step(lr, config.max_grad_norm)
-        check_finite(norm, "gradient norm", step + 1, ids_BT.tolist(), folder)
+        norm = optimizer.step(lr, config.max_grad_norm, partial(check, name="gradient norm"))
         yield TrainStep(
             step + 1,
             {
@@ -79,3 +86,91 @@ def held_out_loss(model: Transformer, shards: PackedShards, rows: int, batches: 
     ]
     model.train(was_training)
     return sum(losses) / len(losses)
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """How well a model predicts a text: nats over its tokens, and the bytes those tokens stand for."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total nats / ln 2 / UTF-8 bytes: what the text costs whatever the tokenizer.
+
+        Example:
+            >>> HeldOutText(nats=100 * math.log(2), tokens=20, bytes=50).bits_per_byte
+            2.0
+        """
+        return self.nats / math.log(2) / max(1, self.bytes)
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / max(1, self.tokens)
+
+    def __add__(self, other: HeldOutText) -> HeldOutText:
+        return HeldOutText(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+
+
+@torch.inference_mode()
+def held_out_text(
+    model: Transformer,
+    text: TokenFolder,
+    bytes_V: NDArray[np.int64],
+    end_id: int,
+    context: int,
+    limit: int | None = None,
+    rows: int = 32,
+) -> HeldOutText:
+    """Predict every token of a text once, each from the `context` tokens before it, less where the window moves.
+
+    Windows of `context` tokens move by a quarter of it, and only what is new in a window is counted: a token
+    has at least three quarters of the context, or all that stands before it. The text's first token follows the
+    end token. Tokens that stand for no bytes (the end of a document) are seen but not counted.
+
+    Args:
+        bytes_V: bytes of each id, from `token_bytes`.
+        limit: only the first `limit` tokens; None for all.
+        rows: windows per forward pass.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.head_weight.device
+    total = HeldOutText(0.0, 0, 0)
+    ends = _window_ends(min(text.tokens, limit or text.tokens), context)
+    while batch := list(islice(ends, rows)):
+        ids_BT = torch.stack([_window(text, end, context, end_id) for end, _ in batch])
+        news = torch.tensor([new for _, new in batch])
+        logits = F.linear(model.hidden(ids_BT[:, :-1].to(device)), model.head_weight)
+        logprobs_BT = token_logprobs(logits, ids_BT[:, 1:].to(device))[0].double().cpu()
+        sizes_BT = torch.from_numpy(bytes_V)[ids_BT[:, 1:]]
+        places = torch.arange(ids_BT.shape[1] - 1)
+        counted_BT = (places >= len(places) - news[:, None]) & (sizes_BT > 0)
+        nats = -float(logprobs_BT[counted_BT].sum())
+        total += HeldOutText(nats, int(counted_BT.sum()), int(sizes_BT[counted_BT].sum()))
+    model.train(was_training)
+    return total
+
+
+def _window_ends(tokens: int, context: int) -> Iterator[tuple[int, int]]:
+    """(position after a window, tokens of it that no earlier window held).
+
+    Example:
+        >>> list(_window_ends(11, 8))
+        [(8, 8), (10, 2), (11, 1)]
+    """
+    done = 0
+    while done < tokens:
+        end = min(tokens, max(context, done + max(1, context // 4)))
+        yield end, end - done
+        done = end
+
+
+def _window(text: TokenFolder, end: int, context: int, end_id: int) -> Tensor:
+    """The `context` tokens before position `end` and the one before them; the end token stands before the text."""
+    start = end - context - 1
+    ids = torch.from_numpy(text.read(max(0, start), end - max(0, start)))
+    return ids if start >= 0 else torch.cat((torch.tensor([end_id]), ids))
