@@ -65,6 +65,12 @@ def write_atomically(path: Path, text: str) -> None:
     fsync(path.parent)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed calls of `write_atomically` left anywhere below a folder that nobody else writes."""
+    for file in folder.rglob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
 def explain_os_error(error: OSError, path: Path | str | None = None) -> DunwuError | None:
     """The one line, with its cure, for a full disk or a missing permission; None for other errors."""
     where = error.filename or path or "the disk"

@@ -25,7 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dunwu.disk import LockHeld, canonical_json, disk_errors, exclusive_lock, fsync, plain, write_atomically
+from dunwu.disk import (
+    LockHeld,
+    canonical_json,
+    disk_errors,
+    exclusive_lock,
+    fsync,
+    plain,
+    remove_temporaries,
+    write_atomically,
+)
 from dunwu.types import UsageError
 
 MANIFEST, MARKER = "manifest.json", "COMPLETE"
@@ -80,6 +89,8 @@ class Store:
                 return None
             damage, meta = _verify(path, marker)
             if damage is None:
+                for private in _private(path):  # killed at the very end of commit
+                    _remove(private)
                 return Artifact(key, path, meta)
             aside = self._set_aside(path)
         print(f"dunwu: artifact {key} is damaged ({damage}); set aside as {aside}, building it again", file=sys.stderr)
@@ -113,6 +124,7 @@ class Store:
         with disk_errors(work):
             for leftover in (MANIFEST, MARKER):
                 (work / leftover).unlink(missing_ok=True)
+            remove_temporaries(work)
             files = {}
             for file in _files(work):
                 files[file.relative_to(work).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
@@ -274,6 +286,7 @@ def _sha256(file: Path) -> str:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        with contextlib.suppress(FileNotFoundError):  # another process is at it too
+            shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

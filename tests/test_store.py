@@ -111,6 +111,7 @@ def test_killed_at_every_step_of_a_build_nothing_half_made_is_seen_and_no_work_i
         assert found.meta == {"n": 1}
         assert (found.path / "out.txt").read_text() == "made"
         assert store.find("k") == found
+        assert sorted(file.name for file in found.path.iterdir()) == ["COMPLETE", "manifest.json", "out.txt"]
         if status == 0:
             break
     assert 10 < number < 199, "the sweep must end because a build was not killed"
