@@ -20,7 +20,7 @@ from torch import Tensor
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.model.transformer import KVCache, Transformer
 from dunwu.rollout.sampling import sample_tokens, uniforms
-from dunwu.types import Completion, FinishReason, SamplingParams
+from dunwu.types import Completion, DunwuError, FinishReason, SamplingParams
 
 COMPACT_AT = 0.85
 """Rebuild the batch when this share of its rows, or less, is still unfinished."""
@@ -50,6 +50,9 @@ class Engine:
         version: returns the number of updates the weights have seen.
         max_rows: rows decoded at once; more samples are drawn in several passes, which does not
             change any of them.
+
+    Raises:
+        DunwuError: the tokenizer has ids that the model has not.
     """
 
     def __init__(
@@ -60,6 +63,11 @@ class Engine:
         max_rows: int = 512,
         stop_ids: Sequence[int] = (),
     ) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise DunwuError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}",
+                "use the tokenizer the model was trained with",
+            )
         self.model, self.tokenizer, self.version, self.max_rows = model, tokenizer, version, max_rows
         self.stop_ids = torch.tensor(sorted({tokenizer.end_id, *stop_ids}))
 

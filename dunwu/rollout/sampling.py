@@ -62,8 +62,9 @@ def sample_tokens(logits_BV: Tensor, params: SamplingParams, u_B: Tensor) -> tup
         logits = _nucleus(logits, params.top_p)
     probabilities = logits.softmax(-1)
     cumulative = probabilities.cumsum(-1)
-    threshold = u_B.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+    # In fp32 a u next to 1 would be 1, above every cumulative sum: a token past the end, or one that was truncated.
+    u = u_B.to(cumulative.dtype).clamp(max=1 - 2.0**-23)
+    tokens = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True).squeeze(1)
     tokens = tokens.clamp_(max=logits.shape[-1] - 1)
     chosen = probabilities.gather(1, tokens[:, None]).squeeze(1)
     return tokens, chosen.log()
