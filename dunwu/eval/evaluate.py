@@ -46,6 +46,12 @@ def sample_groups(
     return groups
 
 
+def held_out(task: Task, split: str, n: int) -> list[Problem]:
+    """Problems 0..n-1 of a split, each once: a file may hold fewer than n, and a copy would be no evidence."""
+    drawn = (task.problem(split, 0, index) for index in range(n))
+    return list({problem.id: problem for problem in drawn}.values())
+
+
 def summarise(task: Task, groups: Sequence[Group]) -> dict[str, Any]:
     """pass@1, pass@k, cons@k with 95% intervals, format, lengths and behaviours."""
     right = [[r.verdict.rewards.get("accuracy", 0.0) == 1.0 for r in group.rollouts] for group in groups]
@@ -80,8 +86,8 @@ def evaluate(
     params: SamplingParams | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Sample problems 0..n-1 of a split and summarise."""
-    problems = [task.problem(split, 0, index) for index in range(n)]
+    """Sample the first n problems of a split and summarise."""
+    problems = held_out(task, split, n)
     groups = sample_groups(sampler, tokenizer, task, problems, samples, params or SamplingParams(), seed)
     return Evaluation(tuple(groups), summarise(task, groups))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.disk import write_atomically
-from dunwu.eval.evaluate import evaluate, sample_groups, summarise
+from dunwu.eval.evaluate import evaluate, held_out, sample_groups, summarise
 from dunwu.eval.passk import paired_difference
 from dunwu.log import Progress, Run, read_metrics
 from dunwu.model.hf import load_model
@@ -69,7 +69,7 @@ def _measure(config: R1ZeroConfig, base_folder: Path, zero: Artifact) -> dict[st
             shown.append(groups[: config.evidence.shown])
             progress.update(done, pass_at_1=record["pass@1"]["value"])
     right = [[[r.verdict.rewards.get("accuracy") == 1.0 for r in g.rollouts] for g in part] for part in headline_groups]
-    count = config.evidence.problems
+    count = len(headline_groups[0])
     return {
         "measure": f"{count} held-out problems, one sample each, temperature 1, at most {config.grpo.max_tokens} tokens",
         "checkpoints": checkpoints,
@@ -89,8 +89,7 @@ def _checkpoint(
     """One checkpoint: the headline score; for the first and the last also pass@k, cons@k and four operands."""
     task, wanted = stages.make_task(config), config.evidence
     params = SamplingParams(max_tokens=config.grpo.max_tokens)
-    problems = [task.problem("test", 0, index) for index in range(wanted.problems)]
-    groups = sample_groups(engine, encoder, task, problems, 1, params)
+    groups = sample_groups(engine, encoder, task, held_out(task, "test", wanted.problems), 1, params)
     record = summarise(task, groups)
     if thorough:
         several = evaluate(engine, encoder, task, wanted.pass_k_problems, wanted.pass_k_samples, "test", params, seed=1)

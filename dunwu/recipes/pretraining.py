@@ -12,6 +12,7 @@ import torch
 from dunwu import machine
 from dunwu.data.shards import PackedShards
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
+from dunwu.disk import write_atomically
 from dunwu.log import Progress, Run
 from dunwu.model.config import model_preset
 from dunwu.model.hf import resolve_dtype, save_model
@@ -132,4 +133,4 @@ def _write_samples(work: Path, step: int, model: Transformer, encoder: Tokenizer
     path = work / "samples.txt"
     kept = path.read_text(encoding="utf-8") if path.exists() else ""
     if f"--- update {step}," not in kept:
-        path.write_text(kept + "".join(lines), encoding="utf-8")
+        write_atomically(path, kept + "".join(lines))
