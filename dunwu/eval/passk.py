@@ -175,14 +175,23 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def paired_difference(result: Sequence[Sequence[bool]], base: Sequence[Sequence[bool]]) -> Interval:
-    """pass@1 of `result` minus `base` on the same problems, with a t interval over problems.
+    """pass@1 of `result` minus `base` on the same problems, with an interval over problems.
+
+    Agresti and Min (2005): the interval is computed as if two more problems had been seen, which differ by +1 and -1
+    with weight one half each. So it has a width even where no problem changed.
 
     Raises:
-        ValueError: they do not hold the same number of problems.
+        ValueError: they do not hold the same number of problems, or none.
     """
     if len(result) != len(base):
         raise ValueError(f"not the same problems: {len(result)} and {len(base)}")
-    return over_seeds([sum(after) / len(after) - sum(before) / len(before) for after, before in zip(result, base)])
+    changes = [sum(after) / len(after) - sum(before) / len(before) for after, before in zip(result, base)]
+    mean, _ = _mean_and_variance(changes)
+    n = len(changes) + 2
+    centre = math.fsum(changes) / n
+    variance = (math.fsum(change * change for change in changes) + 1) / n - centre * centre
+    half = Z95 * math.sqrt(variance / n)
+    return Interval(mean, max(-1.0, centre - half), min(1.0, centre + half), len(changes))
 
 
 def _over_problems(values: Sequence[float], most: int) -> Interval:

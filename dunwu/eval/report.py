@@ -30,9 +30,11 @@ import json
 from pathlib import Path
 
 from dunwu.disk import disk_errors, write_atomically
+from dunwu.eval.plots import PAPER
+from dunwu.eval.report_curves import score_and_length
 from dunwu.eval.report_data import collect
 from dunwu.eval.report_page import page
-from dunwu.types import UsageError
+from dunwu.types import DunwuError, UsageError
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -60,3 +62,17 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         write_atomically(html.with_suffix(".json"), text + "\n")
         write_atomically(html, page(data))
     return html
+
+
+def write_picture(run_dir: Path, out: Path) -> Path:
+    """Write score and length of a run as an SVG that stands alone, for a README.
+
+    Raises:
+        DunwuError: no run folder, or nothing to draw yet.
+    """
+    drawn = score_and_length(collect(run_dir), PAPER)
+    if not drawn:
+        raise DunwuError(f"{run_dir} has no held-out score and no response length", "wait for its first RL steps")
+    with disk_errors(out):
+        write_atomically(out, drawn + "\n")
+    return out

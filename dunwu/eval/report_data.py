@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dunwu.eval.emergence import aggregate
 from dunwu.log import read_json, read_metrics, read_rollouts
@@ -70,14 +70,34 @@ def curve(data: Mapping[str, Any], key: str) -> Curve:
     return []
 
 
-def ends(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Mean of the first and of the last tenth of a curve (at least one point each); None below two points."""
+class Change(NamedTuple):
+    """A curve's first and last tenth, and whether it `rises` (None: the difference is within the noise of the steps)."""
+
+    before: float
+    after: float
+    rises: bool | None
+
+
+def change(points: Sequence[tuple[float, float]]) -> Change | None:
+    """Means of the first and the last tenth (at least three points each), compared by their scatter.
+
+    Returns:
+        None below two points; `rises` None below six, or where the means differ by less than two standard errors.
+
+    Example:
+        >>> change([(step, step / 4) for step in range(60)])
+        Change(before=0.625, after=14.125, rises=True)
+    """
     if len(points) < 2:
         return None
-    share = max(1, len(points) // 10)
-    first = [y for _, y in points[:share]]
-    last = [y for _, y in points[-share:]]
-    return sum(first) / share, sum(last) / share
+    share = max(1, len(points) // 2 if len(points) < 6 else max(3, len(points) // 10))
+    first, last = [y for _, y in points[:share]], [y for _, y in points[-share:]]
+    before, after = math.fsum(first) / share, math.fsum(last) / share
+    if len(points) < 6:
+        return Change(before, after, None)
+    scatter = math.fsum((y - before) ** 2 for y in first) + math.fsum((y - after) ** 2 for y in last)
+    error = math.sqrt(scatter / (share - 1) / share)
+    return Change(before, after, after > before if abs(after - before) > 2 * error else None)
 
 
 def headline(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,22 +127,16 @@ def verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     found = list(data["evidence"].get("verdicts") or [])
     rise = headline(data)
-    length = ends(curve(data, "eval/length") or curve(data, "grpo/length") or curve(data, "emergence/length_all"))
-    raised = None
+    length = change(curve(data, "emergence/length_all") or curve(data, "grpo/length") or curve(data, "eval/length"))
+    raised = _raised(rise) if rise else None
     if rise:
-        low, high = rise["result"].get("low"), rise["base"].get("high")
         gain = rise["result"]["value"] - rise["base"]["value"]
-        difference = rise["difference"] or {}
-        if difference.get("low") is not None:
-            raised = difference["low"] > 0
-        elif low is not None and high is not None:
-            raised = low > high
         figure = f"{_figure(rise['base'])} → {_figure(rise['result'])}, Δ {gain:+.3f}"
         found.append({"claim": "Rule rewards alone raise the held-out score", "holds": raised, "figure": figure})
     if length and rise:
-        grows = length[1] > 1.1 * length[0] and rise["result"]["value"] > rise["base"]["value"]
-        figure = f"{length[0]:.0f} → {length[1]:.0f} tokens per response"
-        found.append({"claim": "Score and response length rise together", "holds": grows, "figure": figure})
+        together = None if raised is None or length.rises is None else raised and length.rises
+        figure = f"{length.before:.0f} → {length.after:.0f} tokens per response"
+        found.append({"claim": "Score and response length rise together", "holds": together, "figure": figure})
     found += _behaviour_verdicts(data)
     for control in data["evidence"].get("controls") or []:
         if control.get("expected"):
@@ -130,6 +144,18 @@ def verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             figure = f"{_figure(control.get('base'))} → {_figure(control.get('result'))}"
             found.append({"claim": claim, "holds": control.get("holds"), "figure": figure})
     return found
+
+
+def _raised(rise: Mapping[str, Any]) -> bool | None:
+    """Does the interval of the difference exclude 0, or do the two intervals not overlap? None if neither."""
+    difference, base, result = rise["difference"] or {}, rise["base"], rise["result"]
+    low, high = difference.get("low"), difference.get("high")
+    if low is None or high is None:
+        edges = [figure.get(end) for figure in (base, result) for end in ("low", "high")]
+        if None in edges:
+            return None
+        low, high = result["low"] - base["high"], result["high"] - base["low"]
+    return True if low > 0 else False if high < 0 else None
 
 
 def _behaviour_verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -140,10 +166,10 @@ def _behaviour_verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
     found = []
     for claim, key, up in wanted:
-        both = ends(curve(data, key))
+        both = change(curve(data, key))
         if both:
-            figure = f"{both[0]:.2f} → {both[1]:.2f} per response"
-            found.append({"claim": claim, "holds": both[1] > both[0] if up else both[1] < both[0], "figure": figure})
+            figure = f"{both.before:.2f} → {both.after:.2f} per response"
+            found.append({"claim": claim, "holds": None if both.rises is None else both.rises == up, "figure": figure})
     return found
 
 

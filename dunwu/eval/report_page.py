@@ -100,8 +100,9 @@ def _sentence(rise: Mapping[str, Any]) -> str:
     if not rise:
         return "no held-out score yet"
     base, result = rise["base"]["value"], rise["result"]["value"]
-    verb = "from" if result >= base else "down from"
-    return f"{verb} {base:.0%} to {result:.0%} on held-out problems"
+    if f"{base:.0%}" == f"{result:.0%}":
+        return f"stays at {base:.0%} on held-out problems"
+    return f"{'from' if result > base else 'down from'} {base:.0%} to {result:.0%} on held-out problems"
 
 
 def _hero(rise: Mapping[str, Any]) -> str:
@@ -232,7 +233,7 @@ def _groups(data: Mapping[str, Any]) -> str:
         return head + note("No sampled groups were kept.")
     parts = [
         head,
-        '<p class="lead">Of an early, a middle and a late step, the first group whose rewards differ.</p>',
+        '<p class="lead">Of an early, a middle and a late step, the first group whose rewards differ, if there is one.</p>',
         _legend(),
     ]
     for group in data["groups"]:

@@ -34,7 +34,7 @@ MAX_NEEDS = 256
 """Different values needed that are remembered."""
 
 _NO = (
-    r"\bnot\s+(?:equal\s+to\s+)?-?[0-9]+|\bnot\s+(?:right|correct|it|the\s+target)\b|\bno(?:pe)?\b(?!\s+(?:idea|solution))|\bwrong\b|\bincorrect\b"
+    r"\bnot\s+(?:equal\s+to\s+)?-?[0-9]+|\bnot\s+(?:right|correct|it|the\s+target|work(?:s|ing)?)\b|\bno(?:pe)?\b(?!\s+(?:idea|solution))|\bwrong\b|\bincorrect\b"
     r"|\b(?:doesn'?t|does\s+not)\s+work\b|\bfail(?:s|ed)?\b|\btoo\s+(?:big|small|high|low|large)\b|[✗✘❌]"
     r"|(?:≠|!=|=/=)\s*-?[0-9]+|(?<!是)不是\s*-?[0-9]*|不等于\s*-?[0-9]*|不对|不行|不可以|不成|没有|没用|错了?|失败|太大|太小"
 )

@@ -69,6 +69,7 @@ LABELLED: list[tuple[dict[str, Any], str, dict[str, float]]] = [
     (P15, "12+7+3=22 ✗ (12-7)*3=15 ✓", want(equations=2, tries=2, true_checks=2, backtracks=1)),
     (P15, "(12+7)*3=57≠15", want(tries=1, true_checks=1)),
     (P15, "(12+7)*3=57, too big. 12*7+3=87, 太大", want(tries=2, true_checks=2, backtracks=1)),
+    (P15, "12+7+3=22, not works. (12-7)*3=15 works", want(tries=2, true_checks=2)),
     # words between the sum and its verdict
     (P15, "12+7+3=22. Wait, that is 22, not 15.", want(tries=1, true_checks=1, backtracks=0)),
     # a verdict too far away judges nothing

@@ -161,6 +161,21 @@ def test_paired_difference() -> None:
     base = [[True], [False], [False], [True]]
     after = [[True], [True], [True], [True]]
     assert paired_difference(after, base).value == 0.5
-    assert paired_difference(base, base).as_json() == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 4}
+    unchanged = paired_difference(base, base)
+    assert unchanged.value == 0.0 and unchanged.high == -unchanged.low == pytest.approx(passk.Z95 / 6)
+    by_hand = paired_difference(after, base)  # changes 0, 1, 1, 0 and the two half problems
+    assert by_hand.high == pytest.approx(2 / 6 + passk.Z95 * math.sqrt(((2 + 1) / 6 - (2 / 6) ** 2) / 6))
     with pytest.raises(ValueError, match="same problems"):
         paired_difference(after[:2], base)
+
+
+def test_paired_intervals_cover() -> None:
+    """Some problems become right, some wrong: about 95% of intervals hold the true difference 0.1."""
+    dice = random.Random(9)
+    held = 0
+    for _ in range(500):
+        base = [[dice.random() < 0.4] for _ in range(60)]
+        result = [[dice.random() < (0.8 if row[0] else 0.3)] for row in base]  # 0.4·0.8 + 0.6·0.3 = 0.5
+        interval = paired_difference(result, base)
+        held += interval.low <= 0.1 <= interval.high
+    assert 0.925 <= held / 500 <= 0.985

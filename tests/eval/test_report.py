@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import shutil
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import pytest
 from colours import contrast
 from fake_run import fake_run
 
-from dunwu.eval.report import write_report
-from dunwu.eval.report_data import LONGEST_TEXT, clip, collect, ends, evenly, headline, verdicts
+from dunwu.eval.report import write_picture, write_report
+from dunwu.eval.report_data import LONGEST_TEXT, change, clip, collect, curve, evenly, headline, verdicts
 from dunwu.eval.report_parts import duration, exact, interval, mark, marked, number, safe, stage_figure
 from dunwu.types import DunwuError, UsageError
 
@@ -135,6 +137,18 @@ def test_out_names_both_files(run_dir: Path, tmp_path: Path) -> None:
         write_report(run_dir, tmp_path / "page.json")
 
 
+def test_the_picture_stands_alone(run_dir: Path, tmp_path: Path) -> None:
+    svg = write_picture(run_dir, tmp_path / "picture.svg").read_text("utf-8")
+    names = {"".join(text.itertext()) for text in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"held-out", "training", "all", "right", "wrong", "share of right answers", "tokens per response"} <= names
+    assert "var(" not in svg
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(run_dir / "run.json", bare)
+    with pytest.raises(DunwuError, match="no held-out score"):
+        write_picture(bare, tmp_path / "none.svg")
+
+
 def test_the_same_run_gives_the_same_page(run_dir: Path, html: str, tmp_path: Path) -> None:
     assert write_report(run_dir, tmp_path / "again.html").read_text("utf-8") == html
 
@@ -220,9 +234,12 @@ def test_headline_and_verdicts_by_hand() -> None:
     assert found["Rule rewards alone raise the held-out score"] is True
     assert found["Score and response length rise together"] is True
     assert found["False checks become rarer"] is True and found["Backtracking becomes more frequent"] is False
-    assert holds(close)["Rule rewards alone raise the held-out score"] is False  # the intervals overlap
+    claim = "Rule rewards alone raise the held-out score"
+    assert holds(close)[claim] is None  # the intervals overlap
+    assert holds(close)["Score and response length rise together"] is None
+    assert holds({"value": 0.1, "low": 0.05, "high": 0.15, "n": 100})[claim] is False
     paired = {"value": 0.06, "low": 0.02, "high": 0.1, "n": 100}
-    assert holds(close, difference=paired)["Rule rewards alone raise the held-out score"] is True
+    assert holds(close, difference=paired)[claim] is True
     only_curve = data_of(curves={"held-out": {"eval/pass@1": [(0.0, 0.3), (10.0, 0.5)]}})
     assert headline(only_curve)["result"] == {"value": 0.5, "low": None, "high": None}
     assert verdicts(only_curve)[0]["holds"] is None  # without an interval the question stays open
@@ -234,13 +251,19 @@ def test_held_out_measurements_win_over_training_ones() -> None:
         "r": {"grpo/reward": [(1.0, 0.0)], "emergence/tries": [(1.0, 1.0)]},
         "held-out": {"emergence/tries": [(1.0, 2.0)]},
     }
-    from dunwu.eval.report_data import curve
-
     assert curve(data_of(curves=curves, rl_stages=["r"]), "emergence/tries") == [(1.0, 2.0)]
 
 
 def test_small_things() -> None:
-    assert ends([(1, 0.0), (2, 4.0)]) == (0.0, 4.0) and ends([(1, 0.0)]) is None
+    assert change([(1, 0.0), (2, 4.0)]) == (0.0, 4.0, None) and change([(1, 0.0)]) is None
+    noise = [(float(step), random.Random(step).gauss(1, 1)) for step in range(100)]
+    for points, rises in [
+        (noise, None),
+        ([(step, y + step / 10) for step, y in noise], True),
+        ([(step, -step) for step in range(100)], False),
+    ]:
+        found = change(points)
+        assert found is not None and found.rises is rises
     assert evenly(list(range(100)), 3) == [0, 50, 99] and evenly([1, 2], 5) == [1, 2]
     assert clip({"a": ["x" * (LONGEST_TEXT + 7)]})["a"][0].endswith("… [7 more characters]")
     assert clip({"a": [math.nan, math.inf, 1.5]}) == {"a": [None, None, 1.5]}
