@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
@@ -233,6 +235,15 @@ def settings_table(results: Results) -> str:
         ],
     ]  # fmt: skip
     return table(rows)
+
+
+def doors(results: Results) -> str:
+    """The layers of the import contract, from pyproject.toml."""
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
+    layers = re.search(r"^layers = (\[.*?^\])", text, re.DOTALL | re.MULTILINE)
+    if layers is None:
+        raise DunwuError("pyproject.toml has no layers", "see the import-linter contract")
+    return "\n".join(["```text", *ast.literal_eval(layers[1]), "```"])
 
 
 def draw(study: Mapping[str, Any]) -> str:

@@ -78,7 +78,7 @@ def samples(results: Results) -> str:
                 Knobs(), countdown=1.0, four_operands=0.0, chinese=chinese, template=chinese, forum_hands=shares,
                 template_hands=shares,
             )  # fmt: skip
-            page = max(islice(world_pages(knobs, seed=0), 6), key=lambda page: page.text.count("\n"))
+            page = max(islice(world_pages(knobs, seed=int(chinese)), 6), key=lambda page: page.text.count("\n"))
             solved = say("solved", "解出") if page.truth["solved"] else say("not solved", "没有解出")
             parts.append(f"{title}; {solved}:\n\n```text\n{page.text}\n```")
     return "\n\n".join(parts)

@@ -44,6 +44,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "measured": blocks_results.measured_table,
     "settings": blocks_results.settings_table,
     "records": blocks_results.records_table,
+    "doors": blocks_results.doors,
     "world-knobs": blocks_world.knobs_table,
     "world-hands": blocks_world.hands_table,
     "world-samples": blocks_world.samples,

@@ -1,16 +1,43 @@
-"""What the documentation says is so: its links lead somewhere, its commands exist."""
+"""What the documentation says is so: its links lead somewhere, its commands exist, what is generated is fresh."""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import io
+import json
 import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from dunwu.cli import main
 from dunwu.commands import COMMANDS
+from dunwu.recipes import RECIPES, get_recipe
+from dunwu.recipes.flags import parse_flags
+from dunwu.tasks import get_task, score_stream
+from dunwu.types import DunwuError
+from dunwu.world.knobs import Hands, Knobs
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+
+
+def _load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{file.stem}", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUILD = _load(ROOT / "docs" / "build.py")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -37,3 +64,216 @@ def test_make_targets_named_exist(page: Path) -> None:
         r"`make ([a-z0-9-]+)|^\s+make ([a-z0-9-]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE
     )
     assert {first or second for first, second in named} <= targets
+
+
+# ---- what docs/build.py writes, and the two READMEs
+
+
+def test_generated_blocks_are_fresh() -> None:
+    assert [file.name for file in BUILD.tables(ROOT, check=True)] == [], "run: python docs/build.py tables"
+
+
+def test_records_say_where_they_come_from() -> None:
+    for file in (ROOT / "docs" / "results").glob("*.json"):
+        record = json.loads(_text(file))
+        assert record["name"] == file.stem
+        assert record.keys() - {"seed", "seeds"} == {"name", "command", "commit", "date", "machine", "result"}
+        assert record["commit"] and record["command"] and isinstance(record["result"], dict)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_shown_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command line of a shell block, with its flags; what it names need not exist."""
+    parsed = []
+
+    def pretend(args: argparse.Namespace) -> dict[str, Any]:
+        if hasattr(args, "recipe"):
+            recipe = get_recipe(args.recipe)
+            parse_flags(recipe.presets[args.preset or recipe.default_preset], args.rest, also=args.flags).validate()
+        parsed.append(args)
+        return {}
+
+    for name, command in COMMANDS.items():
+        monkeypatch.setitem(COMMANDS, name, replace(command, run=pretend, show=lambda result: None))
+    shown = [words for line in _shell_lines(page) for words in _dunwu_commands(line)]
+    for words in shown:
+        assert main(words) == 0, words
+    assert len(parsed) == len(shown)
+
+
+def test_the_score_example_prints_what_it_shows() -> None:
+    for page in READMES:
+        asked, printed = re.findall(
+            r"```console\n\$ echo '(.*)' \| dunwu score --task countdown\n(.*)\n```", _text(page)
+        )[0]
+        out = io.StringIO()
+        score_stream(get_task("countdown"), [asked.encode()], out)
+        assert out.getvalue().strip() == printed
+
+
+def test_readmes_say_the_same_in_two_languages() -> None:
+    english, chinese = map(_text, READMES)
+    for what in (
+        r"^(#+) ",  # sections
+        r"<!-- (begin: \S+) -->",
+        r"^\| (`dunwu [^|`]*`) \|",  # the table of commands
+        r"\]\(([^)]+\.(?:svg|json))\)",
+        r"^\s+([\w./-]+)  ",  # file trees
+    ):
+        found = re.findall(what, english, re.MULTILINE)
+        assert found and found == re.findall(what, chinese, re.MULTILINE), what
+    assert [*_shell_lines(READMES[0])] == [*_shell_lines(READMES[1])]
+    pages = [[t.replace(".zh-CN", "") for t in re.findall(r"\]\(([^)#]+\.md)\)", text)] for text in (english, chinese)]
+    assert sorted({*pages[0], "README.md"}) == sorted({*pages[1], "README.md"})
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
+def test_readme_lists_what_there_is(page: Path) -> None:
+    text = _text(page)
+    tree = re.search(r"^dunwu/\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert tree
+    listed = re.findall(r"^  ([\w./]+)  ", tree[1], re.MULTILINE)
+    package = [entry for entry in (ROOT / "dunwu").iterdir() if not entry.name.startswith(("_", "."))]
+    there = [entry.name + "/" * entry.is_dir() for entry in package if entry.is_dir() or entry.suffix == ".py"]
+    assert sorted(listed) == sorted(there)
+    table = re.findall(r"^\| `dunwu ([^|`]*)` \|", text, re.MULTILINE)
+    assert [" ".join(word for word in row.split() if word.isalpha() and word.islower()) for row in table] == list(
+        COMMANDS
+    )
+    assert all(f"`{name}`" in text for name in RECIPES)
+
+
+def test_every_knob_is_explained_in_both_languages() -> None:
+    known = [f"| `{field.name}` |" for kind in (Knobs, Hands) for field in fields(kind) if field.type != "Hands"]
+    for name in ("world.md", "world.zh-CN.md"):
+        assert [row for row in known if row not in _text(ROOT / "docs" / name)] == []
+    assert set(BUILD.blocks_world.ZH_KNOBS) == {f.name for f in fields(Knobs) if f.type != "Hands"}
+    assert set(BUILD.blocks_world.ZH_HANDS) == {f.name for f in fields(Hands)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_plain_words(page: Path) -> None:
+    """No path of somebody's machine, no advertising."""
+    text = _text(page)
+    assert re.findall(r"(?<![\w.:/~-])/(?:home|root|Users|tmp|mnt|opt|srv|work)/\S*", text) == []
+    hype = r"blazing|cutting.edge|state.of.the.art|revolution|seamless|effortless|game.chang|world.class|震撼|颠覆|碾压|吊打|史上最|遥遥领先|黑科技"
+    assert re.findall(hype, text, re.IGNORECASE) == []
+
+
+# ---- docs/build.py itself
+
+
+def test_build_records_and_writes_a_study(tmp_path: Path) -> None:
+    """A made-up study appears in the page with its controls, in the page's language; a second build changes nothing."""
+    results = tmp_path / "docs" / "results"
+    (tmp_path / "study.json").write_text(json.dumps(_study()))
+    file = BUILD.record("r1-zero-study", "dunwu run r1-zero-study", tmp_path / "study.json", [0, 1], results)
+    assert json.loads(file.read_text("utf-8"))["seeds"] == [0, 1]
+    marked = "".join(
+        f"<!-- begin: {n} -->\nold\n<!-- end: {n} -->\n" for n in ("results", "verdicts", "behaviours", "picture")
+    )
+    for name in ("README.md", "README.zh-CN.md"):
+        (tmp_path / name).write_text(f"before\n{marked}after\n", encoding="utf-8")
+    assert {file.name for file in BUILD.tables(tmp_path, check=True)} == {"README.md", "README.zh-CN.md", "r1-zero.svg"}
+    assert "old" in _text(tmp_path / "README.md")
+    BUILD.tables(tmp_path, check=False)
+    assert BUILD.tables(tmp_path, check=True) == []
+    text, chinese = _text(tmp_path / "README.md"), _text(tmp_path / "README.zh-CN.md")
+    assert "| **mean of 2 seeds** (95% interval) | 0.300 (0.200 … 0.400) | 0.700 | +0.400 |" in text
+    assert "| control: random reward | 0.310 (0.280 … 0.340) | 0.300 | -0.010 |" in text
+    assert "| four numbers, seed of the run | 0.100 | 0.200 | +0.100 |" in text
+    assert "| Mean gain ≥ 0.3 | yes | 0.400 |" in text and "random reward: \\|Δ\\| ≤ 0.03 | yes | -0.010 |" in text
+    assert "| tokens | 60 | 120 |" in text and "| true checks | 0.50 | 2.00 |" in text
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert (
+        "| 对照：随机奖励 | 0.310 (0.280 … 0.340) | 0.300 | -0.010 |" in chinese
+        and "| 平均提升 ≥ 0.3 | 成立 |" in chinese
+    )
+    assert "random reward" in _text(results / "r1-zero.svg")
+
+
+def test_build_says_what_is_missing_or_wrong(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("<!-- begin: results -->\n<!-- end: results -->\n")
+    assert "not measured yet" in BUILD.build(tmp_path)[page]
+    page.write_text("<!-- begin: measured -->\n<!-- end: measured -->\n")
+    assert BUILD.build(tmp_path)[page].count("not measured yet") == len(BUILD.blocks_results.MEASURED)
+    for text, complaint in (
+        ("<!-- begin: nonsense -->\n<!-- end: nonsense -->\n", "no block is called 'nonsense'"),
+        ("<!-- begin: results -->\n", "no partner"),
+        ("<!-- begin: results -->\n<!-- end: verdicts -->\n", "no partner"),
+    ):
+        page.write_text(text)
+        with pytest.raises(DunwuError, match=complaint):
+            BUILD.build(tmp_path)
+    (tmp_path / "list.json").write_text("[1]")
+    for name, source in (("Bad Name", "list.json"), ("fine", "list.json"), ("fine", "absent.json")):
+        with pytest.raises(DunwuError):
+            BUILD.record(name, "true", tmp_path / source, [], tmp_path)
+
+
+def test_build_keeps_what_a_command_printed(tmp_path: Path) -> None:
+    (tmp_path / "out.txt").write_text("done ✓\n", encoding="utf-8")
+    results = tmp_path / "docs" / "results"
+    BUILD.record("output-test", "make test", tmp_path / "out.txt", [], results)
+    (tmp_path / "speed.json").write_text('{"seconds": 90.0}')
+    BUILD.record("time-test", "make test", tmp_path / "speed.json", [], results)
+    (tmp_path / "README.md").write_text(
+        "<!-- begin: output-test -->\n<!-- end: output-test -->\n<!-- begin: measured -->\n<!-- end: measured -->\n"
+    )
+    text = BUILD.build(tmp_path)[tmp_path / "README.md"]
+    assert "```text\ndone ✓\n```\n<sub>`make test`, " in text
+    assert "| `make test` | 1.5 min | `make test` |" in text
+
+
+def _study() -> dict[str, Any]:
+    def interval(value: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+        return {"value": value, "low": low, "high": high, "n": 2}
+
+    return {
+        "seeds": [{"seed": s, "base": 0.3, "result": 0.7, "curve": [[0, 0.3], [10, 0.7]]} for s in (0, 1)],
+        "over_seeds": {"base": interval(0.3, 0.2, 0.4), "result": interval(0.7), "difference": interval(0.4)},
+        "controls": [
+            {
+                "name": "random reward",
+                "base": interval(0.31, 0.28, 0.34),
+                "result": interval(0.30),
+                "curve": [[0, 0.31], [10, 0.3]],
+                "expected": "|Δ| ≤ 0.03",
+                "holds": True,
+            }
+        ],
+        "verdicts": [{"claim": "Mean gain ≥ 0.3", "holds": True, "figure": "0.400"}],
+        "curve": [[0, 0.3, 60.0], [10, 0.7, 120.0]],
+        "checkpoints": [
+            {
+                "four_operands": interval(0.1),
+                "behaviours": {"emergence/length_all": 60.0, "emergence/true_checks": 0.5},
+            },
+            {
+                "four_operands": interval(0.2),
+                "behaviours": {"emergence/length_all": 120.0, "emergence/true_checks": 2.0},
+            },
+        ],
+    }
+
+
+def _text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def _shell_lines(page: Path) -> Iterator[str]:
+    """Commands of the page's shell blocks, without comments."""
+    for block in re.findall(r"^```sh\n(.*?)^```", _text(page), re.DOTALL | re.MULTILINE):
+        yield from filter(None, (line.partition(" #")[0].strip() for line in block.splitlines()))
+    yield from re.findall(r"^\$ (.*)", _text(page), re.MULTILINE)
+
+
+def _dunwu_commands(line: str) -> Iterator[list[str]]:
+    """The words after `dunwu` of every command of a pipe."""
+    words = shlex.split(line)
+    while words:
+        end = words.index("|") if "|" in words else len(words)
+        if words[0].rpartition("/")[2] == "dunwu":
+            yield words[1:end]
+        words = words[end + 1 :]
