@@ -163,13 +163,17 @@ class Thought:
             if not uses_last:
                 self.close(None)
         self.turning = False
-        if self.failed:
-            self.backtracks += 1
-            self.failed = False
+        self._another_attempt()
         item.expr = self._compose(fragment)
         self.items.append(item)
         del self.items[:-MAX_ITEMS]
         self.bare, self.asked = None, None
+
+    def _another_attempt(self) -> None:
+        """After a failure, whatever is attempted next is a backtrack: a sum, or another value asked for."""
+        if self.failed:
+            self.backtracks += 1
+            self.failed = False
 
     def _compose(self, fragment: Fragment) -> Expr | None:
         """The expression with earlier results put back in, if that still uses the problem's numbers only."""
@@ -312,6 +316,7 @@ class Thought:
             expr.value == asked.value and tuple(sorted(expr.leaves + asked.kept)) == self.numbers for expr in made
         )
         sound = asked.equation.is_true and all(item.is_true for item in self.items)
+        self._another_attempt()
         self._judged(Try(asked.equation.start, end, claims, True, works, sound, (asked.key,)), start)
         self.asked, self.turning = None, claims
 

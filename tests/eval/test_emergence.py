@@ -110,7 +110,7 @@ LABELLED: list[tuple[dict[str, Any], str, dict[str, float]]] = [
         P24B,
         "Keep 5:3+9=12,9-3=6,3*9=27,9/3=3\n24-5=19 no,24+5=29 no\nWait, keep 9:3+5=8,5-3=2,3*5=15\n"
         "24-9=15 yes!\n3*5=15,15+9=24</think>\n<answer>(3*5)+9</answer>",
-        want(subgoals=2, backward_chains=3, verifications=3, true_checks=3, false_checks=0, backtracks=1, tries=4,
+        want(subgoals=2, backward_chains=3, verifications=3, true_checks=3, false_checks=0, backtracks=2, tries=4,
              answer_works=1, wait_words=1),
     ),
     (P24B, "留5：3+9=12,9-3=6\n24-5=19对了！", want(backward_chains=1, false_success=1)),
