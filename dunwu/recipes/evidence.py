@@ -38,7 +38,8 @@ def gather(run: Run, config: R1ZeroConfig, base_folder: Path, zero: Artifact) ->
         return {"base": first["pass@1"]["value"], "result": last["pass@1"]["value"]}
 
     settings = {"evidence": config.evidence, "task": config.task, "max_tokens": config.grpo.max_tokens}
-    return run.stage("evidence", build, settings, [zero])
+    # 2: failed subgoals count as backtracks.
+    return run.stage("evidence", build, settings, [zero], version="2")
 
 
 def read_evidence(artifact: Artifact) -> dict[str, Any]:
