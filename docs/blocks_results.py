@@ -10,12 +10,17 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from dunwu.eval.plots import PAPER, Panel, Series, chart
 from dunwu.model.config import model_preset
 from dunwu.recipes.configs import R1_ZERO_PRESETS
 from dunwu.types import DunwuError
 
 STUDY, PICTURE = "r1-zero-study", "r1-zero.svg"
+
+ZH_CONTROLS = {
+    "random reward": "随机奖励",
+    "format reward only": "只奖励格式",
+    "base without search pages": "网页里没有搜索的基座",
+}
 
 
 class Results:
@@ -75,12 +80,13 @@ def output(name: str) -> Block:
     return block
 
 
-@from_study
-def picture(results: Results, record: Mapping[str, Any]) -> str:
-    """The study's curves, as an image."""
+def picture(results: Results) -> str:
+    """Score and length of a run, as an image."""
+    if not (results.folder / PICTURE).exists():
+        return f"*{results.missing}*"
     words = results.say(
-        "Held-out score of every seed and control, and response length, over the steps of reinforcement learning",
-        "强化学习过程中，各个种子与对照组的留出题得分，以及回答长度",
+        "Held-out score above, response length below, over the steps of reinforcement learning",
+        "横轴是强化学习的步数；上：留出题得分，下：回答长度",
     )
     return f"![{words}](docs/results/{PICTURE})"
 
@@ -95,14 +101,8 @@ def results_table(results: Results, record: Mapping[str, Any]) -> str:
     rows.append([name, *(_figure(over[key]) for key in ("base", "result")), _figure(over["difference"], "+")])
     for seed in seeds:
         rows.append([say(f"seed {seed['seed']}", f"种子 {seed['seed']}"), *_ends(seed)])
-    titles = {
-        "random reward": "随机奖励",
-        "format reward only": "只奖励格式",
-        "base without search pages": "网页里没有搜索的基座",
-    }
     for control in study["controls"]:
-        title = say(f"control: {control['name']}", f"对照：{titles.get(control['name'], control['name'])}")
-        rows.append([title, *_ends(control)])
+        rows.append([_control(results, control), *_ends(control)])
     if (harder := _both(study, "four_operands")) is not None:
         rows.append([say("four numbers, seed of the run", "四个数（本次运行的种子）"), *_ends(harder)])
     return f"{table(rows)}\n\n{results.origin(record)}"
@@ -155,8 +155,9 @@ def verdict_table(results: Results, record: Mapping[str, Any]) -> str:
         rows.append([claim, words[verdict["holds"]], verdict["figure"]])
     for control in study["controls"]:
         if control.get("expected"):
-            claim = f"{say('control', '对照')} · {control['name']}: {control['expected']}"
-            rows.append([claim, words[control["holds"]], _ends(control)[2]])
+            rows.append(
+                [f"{_control(results, control)}: {control['expected']}", words[control["holds"]], _ends(control)[2]]
+            )
     return table(rows)
 
 
@@ -165,17 +166,20 @@ MEASURED = (
      "{minutes:.1f} min, {rl_minutes:.1f} of them RL", "{minutes:.1f} 分钟，其中强化学习 {rl_minutes:.1f} 分钟"),
     ("time-smoke", "`make smoke`", "`make smoke`", "{seconds:.0f} s", "{seconds:.0f} 秒"),
     ("time-test", "`make test`", "`make test`", "{minutes:.1f} min", "{minutes:.1f} 分钟"),
-    ("kill-resume", "`kill -9` at random moments, then the same command", "随机时刻 `kill -9`，再运行同一条命令",
-     "{kills} kills, {differing} runs with different final weights", "{kills} 次，最终权重不同的有 {differing} 次"),
+    ("kill-resume", "`kill -9` at random moments, resumed: files or metrics that differ from an unkilled run’s",
+     "随机时刻 `kill -9` 后续跑：与没被杀过的运行不同的文件或指标",
+     "{differences}, after {kills} kills in {runs} runs", "{differences} 处（{runs} 次运行，共杀 {kills} 次）"),
     ("score-speed", "`dunwu score`, one core", "`dunwu score`，单核", "{lines_per_second:,} lines/s", "每秒 {lines_per_second:,} 行"),
     ("fuzz", "fuzzed completions against an independent verifier", "模糊测试：与另一份独立实现的判分对照",
      "{cases:,} cases, {wrong} wrong verdicts, slowest {slowest_ms:.1f} ms", "{cases:,} 例，判错 {wrong} 例，最慢 {slowest_ms:.1f} 毫秒"),
-    ("shakespeare", "tinyshakespeare, last tenth held out", "tinyshakespeare，最后一成留出",
-     "{bits_per_byte:.2f} bits per byte after {minutes:.1f} min", "{minutes:.1f} 分钟后每字节 {bits_per_byte:.2f} 比特"),
-    ("memory", "peak memory, pretraining on 1× and 10× the corpus", "内存峰值：1 倍与 10 倍语料的预训练",
-     "{once_mib:.0f} and {tenfold_mib:.0f} MiB", "{once_mib:.0f} 与 {tenfold_mib:.0f} MiB"),
+    ("shakespeare", "tinyshakespeare from scratch, last tenth held out", "从零训练 tinyshakespeare，最后一成留出",
+     "{metrics[bits_per_byte]:.2f} bits per byte after {minutes:.1f} min", "{minutes:.1f} 分钟后每字节 {metrics[bits_per_byte]:.2f} 比特"),
+    ("memory", "peak memory at 10× the corpus over 1×", "语料 10 倍时的内存峰值，与 1 倍相比",
+     "pages {world[ratio]:.2f}, files {files[ratio]:.2f}, training {training[ratio]:.2f}",
+     "网页 {world[ratio]:.2f}，文件 {files[ratio]:.2f}，训练 {training[ratio]:.2f}"),
 )  # fmt: skip
-"""Record, what was measured (en, zh), and the figure: templates over its `result`; seconds are there as minutes, too."""
+"""Record, what was measured (en, zh), and the figure: templates over its `result`, in which seconds are there as
+minutes, too, and a list is its length."""
 
 
 def measured_table(results: Results) -> str:
@@ -187,7 +191,7 @@ def measured_table(results: Results) -> str:
         if record is None:
             rows.append([say(english, chinese), results.missing, ""])
             continue
-        values = dict(record["result"])
+        values = {key: len(value) if isinstance(value, list) else value for key, value in record["result"].items()}
         for key in [key for key in values if key.endswith("seconds")]:
             values[key.replace("seconds", "minutes")] = values[key] / 60
         try:
@@ -202,14 +206,15 @@ def records_table(results: Results) -> str:
     """Which figures each small record must hold."""
     rows = [["record", "keys of its result", "what it says"]]
     for name, english, _, figure, _ in MEASURED:
-        keys = dict.fromkeys(key for _, key, _, _ in Formatter().parse(figure) if key)
-        rows.append([f"`{name}`", ", ".join(f"`{key.replace('minutes', 'seconds')}`" for key in keys), english])
+        keys = [key.replace("minutes", "seconds") for _, key, _, _ in Formatter().parse(figure) if key]
+        rows.append([f"`{name}`", ", ".join(f"`{re.sub(r'[][]+', '.', key).rstrip('.')}`" for key in keys), english])
     return table(rows)
 
 
 def settings_table(results: Results) -> str:
     """The default run in a few lines, read from its preset."""
     say, config = results.say, R1_ZERO_PRESETS["cpu"]
+    right, form = config.task.accuracy_weight, config.task.format_weight
     grpo, shape = config.grpo, model_preset(config.model, config.vocab_size)
     rows = [
         [say("the default run", "默认配置"), ""],
@@ -220,7 +225,7 @@ def settings_table(results: Results) -> str:
                 f"{shape.num_parameters / 1e6:.2f}M 参数：{shape.num_layers} 层，宽 {shape.hidden_size}",
             ),
         ],
-        [say("tokenizer", "分词器"), say(f"byte-level BPE, {config.vocab_size:,} tokens", f"字节级 BPE，{config.vocab_size:,} 个词元")],
+        [say("tokenizer", "分词器"), say(f"byte-level BPE, {config.vocab_size:,} tokens", f"字节级 BPE，{config.vocab_size:,} 个 token")],
         [say("pretraining", "预训练"), say(f"{config.pretrain.tokens / 1e6:g}M tokens of generated pages", f"{config.pretrain.tokens / 1e6:g}M 个 token 的生成网页")],
         [
             say("reinforcement learning", "强化学习"),
@@ -231,7 +236,10 @@ def settings_table(results: Results) -> str:
         ],
         [
             say("reward", "奖励"),
-            say("1 if the answer is exactly right, plus 1 if the format is", "答案完全正确得 1，格式正确再得 1"),
+            say(
+                f"{right:g} if the answer is exactly right, plus {form:g} if the format is",
+                f"答案完全正确得 {right:g}，格式正确再得 {form:g}",
+            ),
         ],
     ]  # fmt: skip
     return table(rows)
@@ -246,25 +254,8 @@ def doors(results: Results) -> str:
     return "\n".join(["```text", *ast.literal_eval(layers[1]), "```"])
 
 
-def draw(study: Mapping[str, Any]) -> str:
-    """Held-out score of every seed and control over the steps, and below it the length where it was recorded."""
-    score = [Series(f"seed {seed['seed']}", _line(seed["curve"], 1), 0, dots=True) for seed in study["seeds"]]
-    score += [
-        Series(control["name"], _line(control["curve"], 1), colour)
-        for colour, control in enumerate(study["controls"], 1)
-        if control.get("curve")
-    ]
-    length = [Series("all responses", _line(study.get("curve", []), 2), 0, dots=True)]
-    panels = [
-        Panel(score, "share of right answers", low=0.0, percent=True),
-        Panel(length, "tokens per response", low=0.0),
-    ]
-    drawn = [panel for panel in panels if any(series.points for series in panel.series)]
-    return chart(drawn, "Held-out score and response length", "RL step", PAPER, 760, 190)
-
-
-def _line(points: Sequence[Sequence[float]], column: int) -> list[tuple[float, float]]:
-    return [(point[0], point[column]) for point in points if len(point) > column]
+def _control(results: Results, control: Mapping[str, Any]) -> str:
+    return results.say(f"control: {control['name']}", f"对照：{ZH_CONTROLS.get(control['name'], control['name'])}")
 
 
 def _both(study: Mapping[str, Any], key: str) -> dict[str, Any] | None:

@@ -4,8 +4,10 @@
         FILE.json (an object), or a text file (a command's output), becomes docs/results/NAME.json,
         stamped with commit, date and machine. The schema is in docs/results/README.md.
     python docs/build.py tables [--check]
-        Writes what stands between `begin: NAME` and `end: NAME` comments in README*.md and docs/*.md, and the
-        picture of the study; --check writes nothing and fails if anything is stale.
+        Writes what stands between `begin: NAME` and `end: NAME` comments in README*.md and docs/*.md;
+        --check writes nothing and fails if anything is stale.
+    python docs/build.py picture RUN
+        Draws score and length of a run folder: docs/results/r1-zero.svg, which both READMEs show.
 
 What has no recorded measurement reads "not measured yet". A page whose name ends in .zh-CN.md is Chinese.
 """
@@ -26,12 +28,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code th
 
 import blocks_results  # noqa: E402
 import blocks_world  # noqa: E402
-from blocks_results import PICTURE, STUDY, Results  # noqa: E402
+from blocks_results import PICTURE, Results  # noqa: E402
 
 from dunwu import machine  # noqa: E402
 from dunwu.disk import finite, write_atomically  # noqa: E402
+from dunwu.eval.report import write_picture  # noqa: E402
 from dunwu.types import DunwuError  # noqa: E402
 
+RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"<!-- begin: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
@@ -51,7 +55,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
 }
 
 
-# ---- pages and picture ----------------------------------------------------------------------
+# ---- pages ----------------------------------------------------------------------
 
 
 def build(root: Path = ROOT, results: Path | None = None) -> dict[Path, str]:
@@ -64,9 +68,6 @@ def build(root: Path = ROOT, results: Path | None = None) -> dict[Path, str]:
     found = {}
     for page in sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")]):
         found[page] = filled(page.read_text("utf-8"), Results(folder, page.name.endswith(".zh-CN.md")), str(page.name))
-    study = Results(folder, False).read(STUDY)
-    if study is not None:
-        found[folder / PICTURE] = blocks_results.draw(study["result"])
     return found
 
 
@@ -133,20 +134,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep.add_argument("--command", required=True, help="what was run")
     keep.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE")
     keep.add_argument("--seed", type=int, action="append", default=[])
-    write = verbs.add_parser("tables", help="write the generated blocks and the picture")
+    draw = verbs.add_parser("picture", help="draw score and length of a run for the READMEs")
+    draw.add_argument("run", type=Path, help="a run folder")
+    write = verbs.add_parser("tables", help="write the generated blocks")
     write.add_argument("--check", action="store_true", help="write nothing; fail if something is stale")
     args = parser.parse_args(arguments)
     try:
         if args.verb == "record":
-            print(record(args.name, args.command, args.source, args.seed, ROOT / "docs" / "results"))
+            print(record(args.name, args.command, args.source, args.seed, RESULTS))
             return 0
-        stale = tables(ROOT, args.check)
+        if args.verb == "picture":
+            print(write_picture(args.run, RESULTS / PICTURE))
+        check = args.verb == "tables" and args.check
+        stale = tables(ROOT, check)
     except DunwuError as error:
         print(f"docs/build.py: {error}", file=sys.stderr)
         return 1
     for file in stale:
-        print(f"{'stale' if args.check else 'written'}: {file.relative_to(ROOT)}")
-    return 1 if args.check and stale else 0
+        print(f"{'stale' if check else 'written'}: {file.relative_to(ROOT)}")
+    return 1 if check and stale else 0
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def test_build_records_and_writes_a_study(tmp_path: Path) -> None:
     )
     for name in ("README.md", "README.zh-CN.md"):
         (tmp_path / name).write_text(f"before\n{marked}after\n", encoding="utf-8")
-    assert {file.name for file in BUILD.tables(tmp_path, check=True)} == {"README.md", "README.zh-CN.md", "r1-zero.svg"}
+    assert {file.name for file in BUILD.tables(tmp_path, check=True)} == {"README.md", "README.zh-CN.md"}
     assert "old" in _text(tmp_path / "README.md")
     BUILD.tables(tmp_path, check=False)
     assert BUILD.tables(tmp_path, check=True) == []
@@ -182,14 +182,19 @@ def test_build_records_and_writes_a_study(tmp_path: Path) -> None:
     assert "| **mean of 2 seeds** (95% interval) | 0.300 (0.200 … 0.400) | 0.700 | +0.400 |" in text
     assert "| control: random reward | 0.310 (0.280 … 0.340) | 0.300 | -0.010 |" in text
     assert "| four numbers, seed of the run | 0.100 | 0.200 | +0.100 |" in text
-    assert "| Mean gain ≥ 0.3 | yes | 0.400 |" in text and "random reward: \\|Δ\\| ≤ 0.03 | yes | -0.010 |" in text
+    assert (
+        "| Mean gain ≥ 0.3 | yes | 0.400 |" in text
+        and "| control: random reward: \\|Δ\\| ≤ 0.03 | yes | -0.010 |" in text
+    )
     assert "| tokens | 60 | 120 |" in text and "| true checks | 0.50 | 2.00 |" in text
     assert text.startswith("before\n") and text.endswith("after\n")
     assert (
         "| 对照：随机奖励 | 0.310 (0.280 … 0.340) | 0.300 | -0.010 |" in chinese
         and "| 平均提升 ≥ 0.3 | 成立 |" in chinese
     )
-    assert "random reward" in _text(results / "r1-zero.svg")
+    assert "r1-zero.svg" not in text
+    (results / "r1-zero.svg").write_text("<svg/>")
+    assert "](docs/results/r1-zero.svg)" in BUILD.build(tmp_path)[tmp_path / "README.md"]
 
 
 def test_build_says_what_is_missing_or_wrong(tmp_path: Path) -> None:
