@@ -80,7 +80,8 @@ def samples(results: Results) -> str:
             )  # fmt: skip
             page = max(islice(world_pages(knobs, seed=int(chinese)), 6), key=lambda page: page.text.count("\n"))
             solved = say("solved", "解出") if page.truth["solved"] else say("not solved", "没有解出")
-            parts.append(f"{title}; {solved}:\n\n```text\n{page.text}\n```")
+            caption = say(f"{title}; {solved}:", f"{title}；{solved}：")
+            parts.append(f"{caption}\n\n```text\n{page.text}\n```")
     return "\n\n".join(parts)
 
 
