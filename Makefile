@@ -23,7 +23,7 @@ help:
 r1: r1-zero
 
 r1-zero: $(VENV)/ready
-	$(BIN)/dunwu run r1-zero
+	$(BIN)/dunwu run r1-zero $(ARGS)
 
 # Two stamps: running needs no developer tools. The folder may be half made by a killed install; both steps repeat.
 $(VENV)/ready: pyproject.toml constraints.txt
