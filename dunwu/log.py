@@ -120,14 +120,14 @@ class Run:
         self._stage = {"stage": name, "key": key, **lineage, "status": "running", "seconds": spent, "metrics": {}}
         self._stage["start"] = before.get("start", round(time.time(), 3))
         self._journals.forget_fresh()
-        if before.get("status") != "done":
-            self._write_stage()
         artifact = self.store.find(key)
         if artifact is None:
+            self._write_stage()
             artifact = self._build(name, key, build, lineage)
         else:
             self._journals.replay(artifact.path)
-            self._stage["status"] = "done" if before.get("status") == "done" else "reused"
+            # Begun here and found whole: this run built it, and was killed before it could say so.
+            self._stage["status"] = "done" if before.get("status") in ("done", *_UNFINISHED) else "reused"
             print(f"{name}: reused {key}", file=sys.stderr)
         self._stage |= {"seconds": artifact.meta["seconds"], "metrics": artifact.meta["metrics"]}
         self._write_stage()
