@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from dunwu.data.corpus import read_part
 from dunwu.data.shards import TokenFolder
 from dunwu.data.tokenizer import load_tokenizer, train_from_texts
 from dunwu.log import Run, read_metrics
@@ -216,18 +215,3 @@ def test_presets_work_but_for_the_data(preset: PretrainRunConfig) -> None:
     replace(preset, data=("x",)).validate()
     with pytest.raises(UsageError, match="--data"):
         preset.validate()
-
-
-@pytest.mark.parametrize("text", ["a" * 200_000, "中" * 70_000, "word " * 40_000, "line 1\r\nline é\r\n\r\n" * 9_000])
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_the_parts_are_the_file(tmp_path: Path, text: str, share: float) -> None:
-    """Byte for byte, in pieces, whatever the line ends and wherever the cut falls."""
-    path = tmp_path / "book.txt"
-    path.write_bytes(text.encode())
-    parts = [list(read_part(path, part, share)) for part in ("train", "held-out")]
-    assert "".join(piece for part in parts for piece, _ in part) == text
-    for part in parts:
-        assert [last for _, last in part] == [False] * (len(part) - 1) + [True]
-        assert all(len(piece.encode()) <= 2 * 65536 for piece, _ in part)
-    held_out = sum(len(piece.encode()) for piece, _ in parts[1])
-    assert -1 < len(text.encode()) * share - held_out < 3  # the cut moves to the end of a character
