@@ -299,13 +299,15 @@ def _micro_loss(
     learner: Learner, micro: MicroBatch, old_N: Tensor | None, config: GrpoConfig
 ) -> tuple[Tensor, dict[str, Tally]]:
     logprobs_N, entropy_N = micro.logprobs(learner.policy, config.temperature)
+    if old_N is None:
+        old_N = logprobs_N.detach()
     reference_N = None
     if config.kl_coef and learner.reference is not None:
         with torch.inference_mode():
             reference_N = micro.logprobs(learner.reference, config.temperature)[0].clone()
     loss, tally = policy_loss(
         logprobs_N,
-        logprobs_N.detach() if old_N is None else old_N,
+        old_N,
         micro.advantages_N,
         micro.weights_N,
         clip_low=config.clip_low,
@@ -315,7 +317,7 @@ def _micro_loss(
         kl_estimator=config.kl_estimator,
         entropy_BT=entropy_N,
     )
-    gap_N = (logprobs_N.detach() - micro.sampler_N)[micro.weights_N > 0].double()
+    gap_N = (old_N - micro.sampler_N)[micro.weights_N > 0].double()
     tally["sampler_mismatch"] = Tally(
         float(gap_N.abs().sum()), gap_N.numel(), float(gap_N.abs().max()) if len(gap_N) else 0.0
     )

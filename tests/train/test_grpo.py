@@ -351,6 +351,9 @@ def test_a_right_sampler_is_within_a_ten_thousandth(tokenizer: Tokenizer) -> Non
             assert step.metrics["grpo/sampler_mismatch"] < 1e-4
             assert step.metrics["grpo/ratio"] == 1.0
             assert step.metrics["grpo/approx_kl"] == 0.0
+    for step in run(tokenizer, replace(CONFIG, minibatches=4, lr=1e-2)):
+        assert step.metrics["grpo/sampler_mismatch"] < 1e-4  # it is not the policy's own way since
+        assert step.metrics["grpo/ratio_max"] > 1.01
 
 
 # ---- the reference ---------------------------------------------------------------------------------

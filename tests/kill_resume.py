@@ -1,0 +1,273 @@
+"""Kill a short r1-zero run with SIGKILL at random moments, resume it each time, compare it with a run left alone.
+
+    python tests/kill_resume.py --kills 100 --seed 0
+
+Every attempt is a process of its own. Half of the kills come at a random time; the other half just before a random file
+operation (opening for writing, renaming, removing, making a folder), where half-done work would be. Fresh runs follow
+each other until the kills asked for are spent; a run is killed about `--per-run` times, and every run must end with the
+same artifacts bit for bit (timings left out), the same rollouts, and metrics without gap or duplicate.
+
+Prints one JSON line; exit 0 if everything is identical. Needs `os.fork`. Not collected by pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dunwu import machine
+from dunwu.eval.report import write_report
+from dunwu.log import Run, read_json, read_metrics, read_rollouts
+from dunwu.recipes import r1_zero
+from dunwu.recipes.configs import EvidenceConfig, R1ZeroConfig
+from dunwu.store import Store
+from dunwu.tasks.countdown import CountdownConfig
+from dunwu.train.config import GrpoConfig, PretrainConfig
+from dunwu.world.knobs import Knobs
+
+TIMED = ("time", "seconds", "tokens_per_second")
+"""Endings of the names of figures that no two runs share."""
+STAGES = ("tokenizer", "shards", "base", "r1-zero", "evidence")
+
+
+def short_config() -> R1ZeroConfig:
+    """Every stage in about a second, each with several checkpoints. The coin as reward: there is always a gradient."""
+    return R1ZeroConfig(
+        model="tiny",
+        vocab_size=300,
+        tokenizer_pages=50,
+        world=Knobs(high=6, target_high=20, four_operands=0.0),
+        pretrain=PretrainConfig(
+            tokens=12_000,
+            rows=4,
+            context=64,
+            warmup=4,
+            dropout=0.1,
+            log_every=2,
+            eval_every=9,
+            save_every=4,
+            precision="fp32",
+        ),
+        grpo=GrpoConfig(
+            steps=8,
+            problems=4,
+            group_size=4,
+            max_tokens=10,
+            warmup=2,
+            minibatches=2,
+            kl_coef=0.05,
+            reference_every=3,
+            reward="random",
+        ),
+        task=CountdownConfig(high=6, target_high=20),
+        evidence=EvidenceConfig(
+            problems=8,
+            curve_problems=4,
+            curve_every=3,
+            pass_k_problems=2,
+            pass_k_samples=2,
+            four_operands=0,
+            shown=1,
+        ),
+        save_every=2,
+    )
+
+
+# ---- one attempt: a child process ---------------------------------------------------------------
+
+
+def attempt(home: Path, seed: int, die_at_event: int | None = None, die_after: float | None = None) -> int | None:
+    """Run or resume in a child. Returns the file operations it counted if it ended well, None if it was killed.
+
+    Raises:
+        RuntimeError: the child failed otherwise; its output is shown.
+    """
+    child = os.fork()
+    if child == 0:
+        _live(home, seed, die_at_event)
+    if die_after is not None:
+        _kill_after(child, die_after)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return None
+    if status != 0:
+        raise RuntimeError(f"a resumed run failed:\n{(home / 'output').read_text()}")
+    return int((home / "events").read_text())
+
+
+def _kill_after(child: int, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(min(0.002, seconds))
+    os.kill(child, signal.SIGKILL)
+
+
+def _live(home: Path, seed: int, die_at_event: int | None) -> None:
+    """The child's whole life; it does not return."""
+    code = 1
+    try:
+        log = os.open(home / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        count = _count_file_operations(die_at_event)
+        config = short_config()
+        with Run.open(home / "run", "r1-zero", config, seed, Store(home / "store")) as run:
+            r1_zero.run(run, config)
+        write_report(home / "run")
+        (home / "events").write_text(str(count()))
+        code = 0
+    except BaseException:  # noqa: BLE001  (the parent shows it)
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _count_file_operations(die_at: int | None) -> Callable[[], int]:
+    seen = 0
+
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        nonlocal seen
+        writing = (
+            event == "open" and isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
+        if writing or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
+            seen += 1
+            if seen == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return lambda: seen
+
+
+# ---- many attempts: a run that is killed again and again ------------------------------------------
+
+
+def killed_run(home: Path, seed: int, per_run: int, seconds: float, events: int, dice: random.Random) -> list[str]:
+    """Run with kills until it ends; returns how each kill was aimed.
+
+    An attempt lives for a random share of the whole run, `0.7 / per_run` in the mean and growing by 5% a kill, so that
+    about `per_run` kills fall, all over the run, and a stage longer than an attempt comes through in the end.
+    """
+    kills: list[str] = []
+    while True:
+        share = 1.4 / per_run * 1.05 ** len(kills) * dice.random()
+        aim = dice.choice(("time", "event"))
+        if aim == "time":
+            done = attempt(home, seed, die_after=share * seconds)
+        else:
+            done = attempt(home, seed, die_at_event=1 + int(share * events))
+        if done is not None:
+            return kills
+        kills.append(aim)
+
+
+def differences(one: Path, other: Path) -> tuple[list[str], list[str]]:
+    """What two runs do not share: (in artifacts and rollouts, in metrics)."""
+    files: list[str] = []
+    for stage in STAGES:
+        records = [read_json(home / "run" / "stages" / f"{stage}.json") for home in (one, other)]
+        keys = [record["key"] for record in records]
+        folders = [home / "store" / "artifacts" / key for home, key in zip((one, other), keys)]
+        contents = [_contents(folder) for folder in folders]
+        files += [f"{stage}/{name}" for name in _unlike(*contents)]
+        headlines = [{k: v for k, v in record["metrics"].items() if not k.endswith(TIMED)} for record in records]
+        files += [f"{stage}: {name} {[line.get(name) for line in headlines]}" for name in _unlike(*headlines)]
+    if list(read_rollouts(one / "run")) != list(read_rollouts(other / "run")):
+        files.append("rollouts")
+    if (one / "run" / "evidence.json").read_bytes() != (other / "run" / "evidence.json").read_bytes():
+        files.append("evidence.json")
+    lines = [[_timeless(line) for line in read_metrics(home / "run")] for home in (one, other)]
+    steps = [(line["stage"], line["step"]) for line in lines[1]]
+    metrics = [f"{step} twice" for step in sorted(set(steps)) if steps.count(step) > 1]
+    metrics += [f"{a} is {b}" for a, b in zip(*lines) if a != b]
+    if len(lines[0]) != len(lines[1]):
+        metrics.append(f"{len(lines[0])} lines are {len(lines[1])}")
+    return files, metrics
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Every file of an artifact, but those that hold times."""
+    timed = ("manifest.json", "COMPLETE", "metrics.jsonl")
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in timed
+    }
+
+
+def _unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def _timeless(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if not name.endswith(TIMED)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="kills in all, at least (100)")
+    parser.add_argument("--per-run", type=int, default=12, help="kills a run gets, about (12)")
+    parser.add_argument("--seed", type=int, default=0, help="of the runs and of the moments (0)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    machine.git_commit()  # asked once, here, and not again by every child
+    began = time.monotonic()
+    dice = random.Random(args.seed)
+    top = Path(tempfile.mkdtemp(prefix="dunwu-kill-"))
+    alone = top / "alone"
+    alone.mkdir()
+    events = attempt(alone, args.seed)
+    assert events is not None
+    seconds = time.monotonic() - began
+    kills: list[list[str]] = []
+    files: list[str] = []
+    metrics: list[str] = []
+    while sum(map(len, kills)) < args.kills:
+        home = top / f"killed-{len(kills)}"
+        home.mkdir()
+        kills.append(killed_run(home, args.seed, args.per_run, seconds, events, dice))
+        wrong = differences(alone, home)
+        files += wrong[0]
+        metrics += wrong[1]
+        print(f"run {len(kills)}: {len(kills[-1])} kills, {wrong}", file=sys.stderr, flush=True)
+        if not any(wrong):
+            shutil.rmtree(home)
+    if not files and not metrics:
+        shutil.rmtree(top)
+    result = {
+        "kills": sum(map(len, kills)),
+        "runs": len(kills),
+        "fewest_kills_of_a_run": min(map(len, kills)),
+        "kills_by_time": sum(run.count("time") for run in kills),
+        "kills_at_file_operations": sum(run.count("event") for run in kills),
+        "identical": not files,
+        "metrics_identical": not metrics,
+        "differences": (files + metrics)[:20],
+        "seconds": round(time.monotonic() - began, 1),
+        "seconds_of_a_run": round(seconds, 2),
+        "file_operations_of_a_run": events,
+    }
+    print(json.dumps(result))
+    return 0 if not files and not metrics else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
