@@ -75,7 +75,13 @@ class Engine:
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
     ) -> list[list[Completion]]:
-        """Draw `len(seeds[i])` completions of `prompts[i]`; see `Sampler`."""
+        """Draw `len(seeds[i])` completions of `prompts[i]`; see `Sampler`.
+
+        Raises:
+            DunwuError: a prompt without a token.
+        """
+        if not all(len(prompt) for prompt in prompts):
+            raise DunwuError("a prompt has no tokens", "give the model at least one to continue")
         was_training = self.model.training
         self.model.eval()
         flat = [(p, seed) for p, group in enumerate(seeds) for seed in group]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from dunwu.model.config import ModelConfig
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.engine import Engine
 from dunwu.rollout.sampling import sample_tokens, uniforms
-from dunwu.types import SamplingParams
+from dunwu.train.config import GrpoConfig
+from dunwu.train.grpo import Row, micro_batches
+from dunwu.types import DunwuError, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,98 @@ def test_stop_and_length(model: Transformer, tokenizer: Tokenizer) -> None:
     assert cut.text == tokenizer.decode(cut.token_ids)
 
 
+@pytest.fixture
+def calls(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows, tokens) of every pass through the model."""
+    seen: list[tuple[int, int]] = []
+    original = model.hidden
+
+    def spy(ids_BT: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
+        seen.append((ids_BT.shape[0], ids_BT.shape[1]))
+        return original(ids_BT, *args, **named)
+
+    monkeypatch.setattr(model, "hidden", spy)
+    return seen
+
+
+def test_a_prompt_is_prefilled_once_for_all_its_samples(
+    model: Transformer, tokenizer: Tokenizer, calls: list[tuple[int, int]]
+) -> None:
+    seeds = [list(range(10)), list(range(20)), list(range(6))]
+    Engine(model, tokenizer).sample(PROMPTS, seeds, SamplingParams(max_tokens=2))
+    assert calls[0] == (len(PROMPTS), max(map(len, PROMPTS)))
+    assert [tokens for _, tokens in calls[1:]] == [1]
+    calls.clear()
+    Engine(model, tokenizer, max_rows=18).sample(PROMPTS, seeds, SamplingParams(max_tokens=2))
+    prefills = [shape for shape in calls if shape[1] > 1]
+    assert prefills == [(2, 4), (2, 3)]  # prompts 0 and 1, then 1 and 2: only those a pass needs
+
+
+def test_finished_rows_leave_the_batch(model: Transformer, tokenizer: Tokenizer, calls: list[tuple[int, int]]) -> None:
+    stops = range(0, tokenizer.vocab_size, 6)
+    engine = Engine(model, tokenizer, stop_ids=stops)
+    (drawn,) = engine.sample([PROMPTS[0]], [list(range(200))], SamplingParams(max_tokens=60))
+    lengths = [len(completion.token_ids) for completion in drawn]
+    assert len(set(lengths)) > 10
+    longest = max(lengths)
+    assert len(calls) == longest  # the last token of the longest row is never fed back
+    for position, (rows, _) in enumerate(calls[1:], 1):
+        alive = sum(length > position for length in lengths)
+        assert alive <= rows <= math.ceil(alive / 0.85)
+    ends = {*stops, tokenizer.end_id}
+    assert all((c.finish_reason == "stop") == (c.token_ids[-1] in ends) for c in drawn)
+
+
+def test_the_weights_of_now_are_used(model: Transformer, tokenizer: Tokenizer) -> None:
+    own = copy.deepcopy(model).train()
+    version = 3
+    engine = Engine(own, tokenizer, lambda: version)
+    params = SamplingParams(max_tokens=8)
+    before = engine.sample(PROMPTS, [[1], [2], [3]], params)
+    with torch.no_grad():
+        for p in own.parameters():
+            p.mul_(0.5)
+    version = 4
+    after = engine.sample(PROMPTS, [[1], [2], [3]], params)
+    fresh = Engine(copy.deepcopy(own), tokenizer, lambda: 4).sample(PROMPTS, [[1], [2], [3]], params)
+    assert after == fresh and after != before
+    assert {c.weight_version for group in before for c in group} == {3}
+    assert {c.weight_version for group in after for c in group} == {4}
+    assert own.training
+
+
+def test_samples_come_back_in_the_order_of_their_seeds(model: Transformer, tokenizer: Tokenizer) -> None:
+    seeds = [[5, 1, 9], [], [7, 7]]
+    drawn = Engine(model, tokenizer, max_rows=2).sample(PROMPTS, seeds, SamplingParams(max_tokens=5))
+    assert [[completion.seed for completion in group] for group in drawn] == seeds
+    assert drawn[2][0].token_ids == drawn[2][1].token_ids
+
+
+def test_in_bf16_sampler_and_trainer_stay_close(model: Transformer, tokenizer: Tokenizer) -> None:
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    drawn = Engine(low, tokenizer).sample(PROMPTS, [list(range(8))] * 3, SamplingParams(max_tokens=40))
+    rows = [
+        Row((*prompt, *c.token_ids), len(prompt), c.sampler_logprobs, 1.0, n)
+        for n, (prompt, group) in enumerate(zip(PROMPTS, drawn, strict=True))
+        for c in group
+    ]
+    gaps = []
+    with torch.no_grad():
+        for micro in micro_batches(rows, GrpoConfig(micro_tokens=300), torch.device("cpu")):
+            gaps.append((micro.logprobs(low, 1.0)[0] - micro.sampler_N).abs())
+    gap = torch.cat(gaps)
+    assert len(gap) > 500
+    assert 0 < float(gap.mean()) < 0.05
+
+
+def test_what_cannot_be_sampled_is_refused(model: Transformer, tokenizer: Tokenizer) -> None:
+    with pytest.raises(DunwuError, match="a prompt has no tokens"):
+        Engine(model, tokenizer).sample([[1, 2], []], [[1], [2]], SamplingParams(max_tokens=2))
+    smaller = Transformer(ModelConfig(vocab_size=100, hidden_size=32, num_layers=1, num_heads=2))
+    with pytest.raises(DunwuError, match="the model 100"):
+        Engine(smaller, tokenizer)
+
+
 def test_uniforms_are_uniform_and_repeatable() -> None:
     seeds = torch.arange(20_000)
     u = uniforms(seeds, 3)
@@ -109,3 +205,13 @@ def test_truncation_keeps_what_it_says(params: SamplingParams, kept: list[int]) 
     assert sorted(set(tokens.tolist())) == kept
     mass = sum(math.exp(logprobs[(tokens == t).nonzero()[0, 0]]) for t in kept)
     assert mass == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.7)])
+def test_a_number_next_to_one_draws_a_token_that_was_kept(params: SamplingParams) -> None:
+    """In fp32, 1 - 2^-30 is 1: above every cumulative sum."""
+    logits = torch.tensor([1.0, 2.0, 0.0, -300.0]).repeat(3, 1)
+    u = torch.tensor([1 - 2.0**-30, 1.0, 1 - 2.0**-53], dtype=torch.float64)
+    tokens, logprobs = sample_tokens(logits, params, u)
+    assert set(tokens.tolist()) <= {0, 1, 2}
+    assert bool(torch.isfinite(logprobs).all())
