@@ -140,7 +140,7 @@ def control_config(config: R1ZeroConfig, control: str) -> R1ZeroConfig:
         return replace(config, grpo=replace(config.grpo, reward="random"))
     if control == "format":
         return replace(config, grpo=replace(config.grpo, reward="format"))
-    return replace(config, world=without_search())
+    return replace(config, world=without_search(config.world))
 
 
 STUDY_PRESETS: dict[str, StudyConfig] = {

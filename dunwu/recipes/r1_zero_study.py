@@ -17,6 +17,7 @@ from dunwu.model.runtime import prepare_torch
 from dunwu.recipes.configs import R1ZeroConfig, StudyConfig, control_config
 from dunwu.recipes.evidence import read_evidence, write_evidence
 from dunwu.recipes.r1_zero import story
+from dunwu.types import UsageError
 
 BASE_AT_MOST, RESULT_AT_LEAST, GAIN_AT_LEAST, RANDOM_WITHIN = 0.40, 0.65, 0.30, 0.03
 """What counts as reproduced: mean held-out pass@1 of the bases, of the results, their difference; the random control's drift."""
@@ -27,6 +28,9 @@ TITLES = {"random": "random reward", "format": "format reward only", "no-search"
 def run(run: Run, config: StudyConfig) -> None:
     """The recipe `r1-zero-study`."""
     config.validate()
+    if len({run.seed, *config.more_seeds}) <= len(config.more_seeds):
+        seeds = ", ".join(map(str, (run.seed, *config.more_seeds)))
+        raise UsageError(f"the study's seeds are {seeds}: one is there twice", "name others with --more-seeds")
     prepare_torch()
     own = read_evidence(story(run, config.recipe))
     found = {run.seed: own}

@@ -7,7 +7,7 @@ former and first answers like the latter; reinforcement moves it from one to the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from dunwu.types import UsageError
 
@@ -91,14 +91,15 @@ class Knobs:
         self.template_hands.shares()
 
 
-def without_search() -> Knobs:
-    """A web whose authors only guess or show clean solutions: the base that does not wake.
+def without_search(knobs: Knobs | None = None) -> Knobs:
+    """The same web, but its authors only guess or show clean solutions: the base that does not wake.
 
     Example:
         >>> without_search().forum_hands.search
         0.0
     """
-    return Knobs(
+    return replace(
+        knobs or Knobs(),
         forum_hands=Hands(guess=0.3, worked=0.7, search=0.0, backward=0.0),
         template_hands=Hands(guess=0.85, worked=0.15, search=0.0, backward=0.0),
     )
