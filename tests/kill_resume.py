@@ -98,9 +98,7 @@ def attempt(home: Path, seed: int, die_at_event: int | None = None, die_after: f
     child = os.fork()
     if child == 0:
         _live(home, seed, die_at_event)
-    if die_after is not None:
-        _kill_after(child, die_after)
-    _, status = os.waitpid(child, 0)
+    status = os.waitpid(child, 0)[1] if die_after is None else _kill_after(child, die_after)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return None
     if status != 0:
@@ -108,13 +106,16 @@ def attempt(home: Path, seed: int, die_at_event: int | None = None, die_after: f
     return int((home / "events").read_text())
 
 
-def _kill_after(child: int, seconds: float) -> None:
+def _kill_after(child: int, seconds: float) -> int:
+    """Kill the child if it still runs then; returns how it ended, as `waitpid` says it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return
-        time.sleep(min(0.002, seconds))
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
 
 
 def _live(home: Path, seed: int, die_at_event: int | None) -> None:
