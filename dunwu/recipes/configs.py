@@ -186,7 +186,7 @@ class PretrainRunConfig:
 PRETRAIN_PRESETS: dict[str, PretrainRunConfig] = {
     # Sized for a text of about a megabyte and five minutes on two cores (docs/log.md).
     "cpu": PretrainRunConfig(
-        pretrain=PretrainConfig(tokens=7_000_000, dropout=0.1, eval_every=200),
+        pretrain=PretrainConfig(tokens=5_000_000, dropout=0.1, eval_every=200),
     ),
     "tiny": PretrainRunConfig(
         model="tiny",

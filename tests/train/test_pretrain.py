@@ -140,11 +140,13 @@ def test_dropout_scales_what_it_keeps() -> None:
     assert isinstance(block, Block)
     model.set_dropout(0.25)
     torch.manual_seed(0)
-    branch = torch.ones(100_000)
+    branch = torch.ones(500, 3, 200)
     dropped = block.train()._drop(branch)
     kept = dropped[dropped != 0]
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / 0.75))
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(dropped[:, 0], dropped[:, 2])  # one mask for a row's tokens,
+    assert not torch.equal(dropped[0], dropped[1])  # another for another row
     assert torch.equal(block.eval()._drop(branch), branch)
 
 
