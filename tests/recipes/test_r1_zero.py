@@ -196,25 +196,54 @@ def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bits() -> No
     assert (result["identical"], result["metrics_identical"], result["differences"]) == (True, True, [])
 
 
-def test_killed_between_the_last_checkpoint_and_the_end_it_still_knows_its_result(
-    done: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def before_rl(done: Home, folder: Path) -> Home:
+    """A copy of the finished run whose reinforcement has still to begin."""
+    shutil.copytree(done.path / "store", folder / "store")
+    for stage in ("r1-zero", "evidence"):
+        shutil.rmtree(folder / "store" / "artifacts" / done.record(stage)["key"])
+    return Home(folder)
+
+
+@pytest.mark.parametrize("last", [1, 3, 5, 6])  # checkpoints come every 2 steps, a new reference after 3 and 6
+def test_stopped_at_a_step_it_goes_on_from_its_checkpoint(
+    done: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    home = Home(tmp_path)
+    home = before_rl(done, tmp_path)
+    log = Run.log
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    def stop(self: Run, stage: str, step: int, metrics: dict[str, float]) -> None:
+        log(self, stage, step, metrics)
+        if (stage, step) == ("r1-zero", last):
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            Store, "commit", lambda self, key, *_: killed() if key.startswith("r1-zero") else COMMIT(self, key, *_)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            home.tell()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "log", stop)
+        home.tell()
+    assert home.record("r1-zero")["status"] == "interrupted"
     home.tell()
     assert kill_resume.differences(done.path, home.path) == ([], [])
 
 
-COMMIT = Store.commit
+def test_stopped_after_the_last_checkpoint_it_still_knows_its_result(
+    done: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = before_rl(done, tmp_path)
+    point = stages._curve_point
+    monkeypatch.setattr(stages, "_curve_point", lambda *given: point(*given) + given[-1] / 16)  # at step 8, 1/2
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "save_model", lambda model, folder, end: stop() if folder.name == MODEL else None)
+        home.tell()
+    monkeypatch.setattr(stages, "_curve_point", stop)  # nothing is left to measure
+    with monkeypatch.context() as patch:
+        patch.setattr(r1_zero, "gather", lambda *_: stop())
+        with pytest.raises(KeyboardInterrupt):
+            home.tell()
+    assert home.record("r1-zero")["status"] == "done"
+    assert home.record("r1-zero")["metrics"]["held_out_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("stage", ["base", "r1-zero"])
@@ -252,7 +281,11 @@ def test_ctrl_c_is_one_line_and_the_same_command_resumes(tmp_path: Path, monkeyp
     words = ["run", "r1-zero", "--out", str(tmp_path / "run"), *SHORT, "--grpo.steps", "100000"]
     home = str(tmp_path / "store")
     process = subprocess.Popen(
-        [sys.executable, "-m", "dunwu", *words], env=environment(DUNWU_HOME=home), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dunwu", *words],
+        env=environment(DUNWU_HOME=home),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     try:
         _wait_for(tmp_path / "run" / "metrics.jsonl", '"r1-zero","step":3', process)
