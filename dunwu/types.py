@@ -68,6 +68,26 @@ class Problem:
     data: Mapping[str, Any]
     prompt: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
+    """A conversation that ends with the user's turn; if given, it is what the model sees, and `prompt` shows it."""
+
+
+@dataclass(frozen=True)
+class ChatExample:
+    """One row of chat data: a conversation to learn from."""
+
+    messages: tuple[Message, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One row of preference data: two replies to a conversation that ends with the user's turn."""
+
+    messages: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,6 +208,50 @@ class Task(Protocol):
 
     def answer_key(self, problem: Problem, answer: str | None) -> Hashable:
         """Equal keys = the verifier cannot tell the answers apart (cons@k votes by key)."""
+        ...
+
+
+class BatchTask(Task, Protocol):
+    """A task that judges many completions in one call: a learned reward, or a user's reward function."""
+
+    def score_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
+        """A verdict for each (problem, completion), in order; the same rules as `score`."""
+        ...
+
+
+class Exercise(Protocol):
+    """What is asked and how an answer is judged, whatever frame the prompt is put in (`tasks.frames`)."""
+
+    name: str
+    reasoning: bool
+    """True: the answer is what stands in the reply's only <answer> block. False: the reply itself is the answer."""
+
+    def draw(self, split: str, seed: int, index: int) -> Problem:
+        """A problem with `messages`, `meta["language"]` ("en", "zh") and `meta["family"]`; `prompt` is empty."""
+        ...
+
+    def judge(self, problem: Problem, answer: str | None) -> Verdict:
+        """Judge an answer (None: there was none); never raises for anything an answer can contain."""
+        ...
+
+    def solution(self, problem: Problem) -> Message:
+        """A reply that earns every reward: thinking in the problem's language, content, the answer in it."""
+        ...
+
+
+class ChatModel(Protocol):
+    """Conversations in, replies out: a local model, an endpoint, or a stand-in for a human judge."""
+
+    name: str
+
+    def reply(
+        self, conversations: Sequence[Sequence[Message]], seeds: Sequence[int], params: SamplingParams
+    ) -> list[Message]:
+        """One reply to each conversation.
+
+        Raises:
+            DunwuError: the model cannot be reached or refuses, after its retries.
+        """
         ...
 
 

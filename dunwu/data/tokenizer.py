@@ -21,7 +21,8 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 END = "<|endoftext|>"
-SPECIALS = (END, "<|im_start|>", "<|im_end|>", *(f"<|reserved_{n}|>" for n in range(8)))
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+SPECIALS = (END, TURN_START, TURN_END, *(f"<|reserved_{n}|>" for n in range(8)))
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Single tokens that are ordinary text: they survive `skip_special_tokens`."""
 
@@ -48,6 +49,8 @@ class Tokenizer:
         if end is None:
             raise DunwuError(f"the tokenizer has no {end_token} token", "name its eos_token in tokenizer_config.json")
         self.end_id: int = end
+        turn_end = backend.token_to_id(TURN_END)
+        self.stop_ids: tuple[int, ...] = (end,) if turn_end is None else tuple(sorted({end, turn_end}))
         self._plain: Backend | None = None
 
     @property

@@ -46,7 +46,7 @@ class Engine:
 
     Args:
         model: the trainer's own model; its current parameters are used at each call.
-        tokenizer: decodes completions; its end token stops a row.
+        tokenizer: decodes completions; its stop tokens end a row.
         version: returns the number of updates the weights have seen.
         max_rows: rows decoded at once; more samples are drawn in several passes, which does not
             change any of them.
@@ -69,7 +69,7 @@ class Engine:
                 "use the tokenizer the model was trained with",
             )
         self.model, self.tokenizer, self.version, self.max_rows = model, tokenizer, version, max_rows
-        self.stop_ids = torch.tensor(sorted({tokenizer.end_id, *stop_ids}))
+        self.stop_ids = torch.tensor(sorted({*tokenizer.stop_ids, *stop_ids}))
 
     @torch.inference_mode()
     def sample(
