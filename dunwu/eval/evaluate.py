@@ -10,6 +10,7 @@ from typing import Any
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.emergence import aggregate
 from dunwu.eval.passk import cons_at_k, mean_pass_at_k, pass_at_1
+from dunwu.tasks.score import judge_groups
 from dunwu.types import Group, Problem, Rollout, Sampler, SamplingParams, Task, derive_seed
 
 CHUNK = 512
@@ -40,9 +41,9 @@ def sample_groups(
         part = problems[start : start + per_call]
         prompts = [tokenizer.encode(problem.prompt) for problem in part]
         seeds = [[derive_seed("evaluate", seed, problem.id, s) for s in range(samples)] for problem in part]
-        for problem, prompt, drawn in zip(part, prompts, sampler.sample(prompts, seeds, params), strict=True):
-            rollouts = tuple(Rollout(c, task.score(problem, c.text)) for c in drawn)
-            groups.append(Group(problem, tuple(prompt), rollouts))
+        drawn = sampler.sample(prompts, seeds, params)
+        for problem, prompt, row, verdicts in zip(part, prompts, drawn, judge_groups(task, part, drawn), strict=True):
+            groups.append(Group(problem, tuple(prompt), tuple(map(Rollout, row, verdicts))))
     return groups
 
 

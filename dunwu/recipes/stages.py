@@ -19,26 +19,23 @@ from dunwu.data.shards import PackedShards, ShardWriter
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer, train_from_texts
 from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
-from dunwu.model.hf import load_model, save_model
+from dunwu.model.hf import save_model
 from dunwu.model.runtime import resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.configs import R1ZeroConfig
-from dunwu.recipes.pretraining import MODEL, base_stage, restore
+from dunwu.recipes.pretraining import base_stage
+from dunwu.recipes.reinforce import open_learner, reinforce, save_learner
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
 from dunwu.tasks.countdown import Countdown
 from dunwu.tasks.files import FileCountdown, load_problems
 from dunwu.tasks.splits import SPLITS
 from dunwu.tasks.templates import load_template
-from dunwu.train.checkpoint import save_checkpoint
-from dunwu.train.grpo import Learner, grpo
-from dunwu.train.optim import MasterAdamW
+from dunwu.train.grpo import Learner
 from dunwu.train.pretrain import held_out_loss
 from dunwu.types import DunwuError, SamplingParams, Task
 from dunwu.world.web import pages
 
-REFERENCE = "reference."
-"""Prefix of the reference model's weights in a checkpoint."""
 VALID_TOKENS = 60_000
 """Held-out tokens per kind of page."""
 
@@ -149,18 +146,9 @@ def r1_zero(run: Run, config: R1ZeroConfig, base_folder: Path, parent: Artifact 
     seed = run.seed
 
     def build(work: Path) -> dict[str, object]:
-        encoder = load_tokenizer(base_folder)
-        model = load_model(base_folder, device)
-        optimizer = MasterAdamW(model, config.grpo.betas, weight_decay=config.grpo.weight_decay)
-        learner = Learner(model, optimizer)
-        state, reference = restore(work, optimizer)
-        if reference:
-            learner.refresh_reference()
-            assert learner.reference is not None
-            learner.reference.load_state_dict({k.removeprefix(REFERENCE): t for k, t in reference.items()})
+        learner, encoder, state = open_learner(work, base_folder, config.grpo, device)
         figures = _reinforce(run, config, seed, work, learner, encoder, state)
-        save_model(model, work / MODEL, encoder.end_id)
-        encoder.save(work / MODEL, model.config.max_position_embeddings)
+        save_learner(learner, encoder, work)
         return figures
 
     settings: dict[str, Any] = {"grpo": config.grpo, "task": config.task, "seed": seed}
@@ -184,24 +172,18 @@ def _reinforce(
     task, settings = make_task(config), config.grpo
     engine = Engine(learner.policy, encoder, lambda: learner.optimizer.version)
     kept = checkpoint_steps(settings.steps)
-    start, score = state["step"], state.get("held_out_accuracy", 0.0)
-    if start == 0:
-        score = _curve_point(run, config, task, engine, encoder, 0)
-        save_model(learner.policy, work / "kept" / "0", encoder.end_id)
-    with Progress(settings.steps, "r1-zero", "steps", start=start) as progress:
-        for step in grpo(learner, engine, encoder, task, settings, seed, start, work):
-            run.log("r1-zero", step.n, step.metrics)
-            run.log_groups("r1-zero", step.n, step.groups)
-            if step.n % config.evidence.curve_every == 0 or step.n == settings.steps:
-                score = _curve_point(run, config, task, engine, encoder, step.n)
-            if step.n in kept:
-                save_model(learner.policy, work / "kept" / str(step.n), encoder.end_id)
-            if step.n % config.save_every == 0 or step.n == settings.steps:
-                _save(work, learner, {"step": step.n, "held_out_accuracy": score})
-            progress.update(
-                step.n, reward=step.metrics["grpo/reward"], length=step.metrics["grpo/length"], held_out=score
-            )
-    return {"held_out_accuracy": score, "steps": settings.steps}
+
+    def on_step(n: int) -> dict[str, float]:
+        figures = {}
+        if n % config.evidence.curve_every == 0 or n == settings.steps:
+            figures["held_out_accuracy"] = _curve_point(run, config, task, engine, encoder, n)
+        if n in kept:
+            save_model(learner.policy, work / "kept" / str(n), encoder.end_id)
+        return figures
+
+    save_every = config.save_every
+    last = reinforce(run, "r1-zero", learner, engine, encoder, task, settings, seed, work, state, save_every, on_step)
+    return {"held_out_accuracy": last["held_out_accuracy"], "steps": settings.steps}
 
 
 def checkpoint_steps(steps: int) -> list[int]:
@@ -224,13 +206,6 @@ def _curve_point(run: Run, config: R1ZeroConfig, task: Task, engine: Engine, enc
     metrics = {"eval/pass@1": accuracy, "eval/format": float(result.summary["format"]), "eval/length": length}
     run.log("held-out", step, metrics)
     return accuracy
-
-
-def _save(work: Path, learner: Learner, state: Mapping[str, Any]) -> None:
-    tensors = dict(learner.optimizer.state())
-    if learner.reference is not None:
-        tensors |= {f"{REFERENCE}{name}": t for name, t in learner.reference.state_dict().items()}
-    save_checkpoint(work, tensors, {**state, "version": learner.optimizer.version})
 
 
 def file_digest(path: str) -> str:

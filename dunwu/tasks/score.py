@@ -8,10 +8,10 @@ raises, which would be a defect of the verifier. Lines out are ASCII, so any ter
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from dunwu.types import Problem, Task, Verdict
+from dunwu.types import Completion, DunwuError, Problem, Task, Verdict
 
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode
 
@@ -55,6 +55,35 @@ def score_line(task: Task, line: str | bytes) -> Verdict:
         return task.score(Problem(task.name, "", data, ""), completion)
     except Exception as error:  # noqa: BLE001 - a verifier that raises is a counted error, not a zero and not a crash
         return _error(f"verifier raised {type(error).__name__}: {error}")
+
+
+def judge(task: Task, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Verdict]:
+    """A verdict for each (problem, completion), in order: in one call where the task judges many at once.
+
+    A task may offer `score_completions(problems, completions)`, which sees token ids too, or `score_all(problems,
+    texts)` (`types.BatchTask`); else its `score` is asked one by one.
+    """
+    many = getattr(task, "score_completions", None)
+    if many is not None:
+        verdicts = list(many(problems, completions))
+    elif (score_all := getattr(task, "score_all", None)) is not None:
+        verdicts = list(score_all(problems, [completion.text for completion in completions]))
+    else:
+        return [task.score(p, c.text) for p, c in zip(problems, completions, strict=True)]
+    if len(verdicts) != len(problems):
+        raise DunwuError(
+            f"task {task.name} gave {len(verdicts)} verdicts for {len(problems)} completions", "give one for each"
+        )
+    return verdicts
+
+
+def judge_groups(
+    task: Task, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]]
+) -> list[list[Verdict]]:
+    """`judge` for several completions of each problem."""
+    repeated = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+    verdicts = iter(judge(task, repeated, [completion for group in groups for completion in group]))
+    return [[next(verdicts) for _ in group] for group in groups]
 
 
 def _error(reason: str) -> Verdict:

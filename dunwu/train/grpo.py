@@ -26,12 +26,22 @@ from torch.nn import functional as F
 
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.model.transformer import Transformer
+from dunwu.tasks.score import judge_groups
 from dunwu.train.advantages import group_advantages, overlong_penalty
 from dunwu.train.config import GrpoConfig
 from dunwu.train.losses import Tally, add_tallies, policy_loss, token_logprobs, token_weights
 from dunwu.train.optim import MasterAdamW, learning_rate
 from dunwu.train.steps import TrainStep, check_finite
-from dunwu.types import DunwuError, Group, Rollout, Sampler, SamplingParams, Task, Verdict, derive_seed
+from dunwu.types import (
+    DunwuError,
+    Group,
+    Rollout,
+    Sampler,
+    SamplingParams,
+    Task,
+    Verdict,
+    derive_seed,
+)
 
 ON_POLICY_TOLERANCE = 1e-5
 MISMATCH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -149,14 +159,13 @@ def _sample_groups(
     seeds = [[derive_seed("rollout", seed, index, g) for g in range(config.group_size)] for index in indices]
     params = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature)
     drawn = sampler.sample(prompts, seeds, params)
-    return [
-        Group(
-            problem,
-            tuple(prompt),
-            tuple(Rollout(c, _controlled(task.score(problem, c.text), config, c.seed)) for c in completions),
-        )
-        for problem, prompt, completions in zip(problems, prompts, drawn, strict=True)
-    ]
+    groups = []
+    for problem, prompt, row, verdicts in zip(
+        problems, prompts, drawn, judge_groups(task, problems, drawn), strict=True
+    ):
+        scored = (Rollout(c, _controlled(verdict, config, c.seed)) for c, verdict in zip(row, verdicts, strict=True))
+        groups.append(Group(problem, tuple(prompt), tuple(scored)))
+    return groups
 
 
 def _controlled(verdict: Verdict, config: GrpoConfig, seed: int) -> Verdict:

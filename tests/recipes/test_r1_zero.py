@@ -22,7 +22,7 @@ import pytest
 from dunwu.cli import main
 from dunwu.eval.report import write_report
 from dunwu.log import Run, read_metrics, read_rollouts, summarize
-from dunwu.recipes import r1_zero, stages
+from dunwu.recipes import r1_zero, reinforce, stages
 from dunwu.recipes.configs import EvidenceConfig, R1ZeroConfig
 from dunwu.recipes.pretraining import MODEL
 from dunwu.store import Artifact, Store
@@ -235,7 +235,7 @@ def test_stopped_after_the_last_checkpoint_it_still_knows_its_result(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stages, "save_model", lambda model, folder, end: stop() if folder.name == MODEL else None)
+        patch.setattr(reinforce, "save_model", lambda model, folder, end: stop() if folder.name == MODEL else None)
         home.tell()
     monkeypatch.setattr(stages, "_curve_point", stop)  # nothing is left to measure
     with monkeypatch.context() as patch:
@@ -302,7 +302,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_resumes(tmp_path: Path, monkeyp
     monkeypatch.setenv("DUNWU_HOME", home)
     monkeypatch.setattr(r1_zero, "gather", _stop)  # far enough: r1-zero itself would go on for hours
     monkeypatch.setattr(stages, "checkpoint_steps", lambda steps: [0])
-    monkeypatch.setattr(stages, "grpo", _Resumed(stages.grpo, after=2))
+    monkeypatch.setattr(reinforce, "grpo", _Resumed(reinforce.grpo, after=2))
     assert main(words) == 1
     assert _Resumed.started >= len(logged) - 1 >= 2
     again = [line["step"] for line in read_metrics(tmp_path / "run") if line["stage"] == "r1-zero"]

@@ -115,7 +115,7 @@ def test_reward_rises_and_under_a_random_reward_it_does_not(tokenizer: Tokenizer
     samples = 64
     for curve in curves.values():
         assert abs(curve[0] - chance) < 4 * math.sqrt(chance * (1 - chance) / samples)
-    assert sum(curves["rule"][-5:]) / 5 > 0.9
+    assert sum(curves["rule"][-5:]) / 5 > 0.8
     assert sum(curves["random"][-5:]) / 5 < 2 * chance
 
 
