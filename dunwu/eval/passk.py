@@ -9,7 +9,7 @@
 * intervals over problems: Wilson's score interval. Several samples of one problem are one cluster:
   the number of independent trials is what the variance between problems says, never fewer than the
   problems and never more than the samples. The interval is about new problems as well as new samples.
-* intervals over seeds: Student's t.
+* intervals over seeds, and over problems of a figure that is no share (a length): Student's t.
 
 Not covered: bootstrap intervals; tests of significance beyond "does the interval hold 0".
 """
@@ -185,13 +185,46 @@ def paired_difference(result: Sequence[Sequence[bool]], base: Sequence[Sequence[
     """
     if len(result) != len(base):
         raise ValueError(f"not the same problems: {len(result)} and {len(base)}")
-    changes = [sum(after) / len(after) - sum(before) / len(before) for after, before in zip(result, base)]
+    return mean_change([sum(after) / len(after) - sum(before) / len(before) for after, before in zip(result, base)])
+
+
+def mean_change(changes: Sequence[float]) -> Interval:
+    """Mean of per-problem differences in [-1, 1], with `paired_difference`'s interval.
+
+    Example:
+        >>> print(mean_change([0.5, 0.0, 0.5, 0.0]))
+        0.250 [-0.211, 0.544]
+    """
     mean, _ = _mean_and_variance(changes)
     n = len(changes) + 2
     centre = math.fsum(changes) / n
     variance = (math.fsum(change * change for change in changes) + 1) / n - centre * centre
     half = Z95 * math.sqrt(variance / n)
     return Interval(mean, max(-1.0, centre - half), min(1.0, centre + half), len(changes))
+
+
+def mean_share(rows: Sequence[Sequence[float]]) -> Interval:
+    """Mean over problems of values in [0, 1]; `rows[problem][sample]`.
+
+    Right-or-wrong values: as `pass_at_1`. Graded ones: Student's t over problems, cut at 0 and 1; where all problems
+    are equal t would claim certainty, and Wilson's interval stands in.
+
+    Raises:
+        ValueError: no problem.
+
+    Example:
+        >>> print(mean_share([[1.0], [0.0], [1.0], [1.0]]))
+        0.750 [0.301, 0.954]
+        >>> print(mean_share([[0.4], [0.5], [0.6]]))
+        0.500 [0.252, 0.748]
+    """
+    values = [math.fsum(row) / len(row) for row in rows]
+    if max(values, default=0.0) == min(values, default=0.0) or all(
+        value in (0.0, 1.0) for row in rows for value in row
+    ):
+        return _over_problems(values, most=sum(map(len, rows)))
+    found = over_seeds(values)
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
 
 
 def _over_problems(values: Sequence[float], most: int) -> Interval:
