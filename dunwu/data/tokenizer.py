@@ -28,7 +28,8 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.reasoning_content is defined and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>\n{% endif %}"
+    "{% if loop.last and not add_generation_prompt and m.role == 'assistant' and m.reasoning_content %}"
+    "<think>{{ m.reasoning_content }}</think>\n{% endif %}"
     "{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
