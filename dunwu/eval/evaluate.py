@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dunwu.data.chat import prompt_ids
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.emergence import aggregate
 from dunwu.eval.passk import cons_at_k, mean_pass_at_k, pass_at_1
@@ -39,7 +40,7 @@ def sample_groups(
     per_call = max(1, CHUNK // samples)
     for start in range(0, len(problems), per_call):
         part = problems[start : start + per_call]
-        prompts = [tokenizer.encode(problem.prompt) for problem in part]
+        prompts = [prompt_ids(tokenizer, problem) for problem in part]
         seeds = [[derive_seed("evaluate", seed, problem.id, s) for s in range(samples)] for problem in part]
         drawn = sampler.sample(prompts, seeds, params)
         for problem, prompt, row, verdicts in zip(part, prompts, drawn, judge_groups(task, part, drawn), strict=True):

@@ -17,7 +17,7 @@ def task_names() -> tuple[str, ...]:
 
 
 def get_task(name: str, **options: Any) -> Task:
-    """A task by name. Options for "countdown": the fields of `CountdownConfig`, and `data`, a file of problems to serve.
+    """A task by name, or the user's own by its file (`FILE.py`, see `user.py`). Options for "countdown": the fields of `CountdownConfig`, and `data`, a file of problems to serve.
 
     Raises:
         UsageError: unknown name, unknown option or a value out of range. DunwuError: `data` cannot be read.
@@ -26,6 +26,12 @@ def get_task(name: str, **options: Any) -> Task:
         >>> get_task("countdown", operands=4).name
         'countdown'
     """
+    if name.endswith(".py"):
+        if options:
+            raise UsageError(f"a task file has no option {next(iter(options))!r}", "set it in the file")
+        from dunwu.tasks.user import load_task
+
+        return load_task(name)
     if name not in task_names():
         raise UsageError(f"unknown task {name!r}", _hint(name, task_names()))
     data = options.pop("data", None)

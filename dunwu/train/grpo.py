@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dunwu.data.chat import prompt_ids
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.model.transformer import Transformer
 from dunwu.tasks.score import judge_groups
@@ -155,7 +156,7 @@ def _sample_groups(
     sampler: Sampler, tokenizer: Tokenizer, task: Task, config: GrpoConfig, seed: int, indices: range
 ) -> list[Group]:
     problems = [task.problem("train", seed, index) for index in indices]
-    prompts = [tokenizer.encode(problem.prompt) for problem in problems]
+    prompts = [prompt_ids(tokenizer, problem) for problem in problems]
     seeds = [[derive_seed("rollout", seed, index, g) for g in range(config.group_size)] for index in indices]
     params = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature)
     drawn = sampler.sample(prompts, seeds, params)
