@@ -42,6 +42,7 @@ def base_stage(
     vocabulary: Artifact,
     tokens: Artifact,
     held_out: HeldOut,
+    stage: str = "base",
     **also: Any,
 ) -> Artifact:
     """Train a model of preset `size` from scratch on `tokens/train`.
@@ -50,6 +51,7 @@ def base_stage(
         vocabulary: artifact that is a tokenizer folder.
         tokens: artifact whose sub-folder `train` holds token shards.
         held_out: called every `eval_every` updates and at the end.
+        stage: its name in the run; a student's base has its own.
         also: further settings that decide what `held_out` measures, for the artifact's key.
     """
     device = resolve_device(device)
@@ -61,7 +63,7 @@ def base_stage(
         model.init_weights(torch.Generator().manual_seed(derive_seed("init", seed)))
         model.to(device=device, dtype=dtype)
         shards = PackedShards(tokens.path / "train", settings.context, seed)
-        figures = _train(run, settings, work, model, shards, encoder, held_out)
+        figures = _train(run, stage, settings, work, model, shards, encoder, held_out)
         shards.close()
         save_model(model, work / MODEL, encoder.end_id)
         encoder.save(work / MODEL, model.config.max_position_embeddings)
@@ -69,11 +71,12 @@ def base_stage(
 
     record = {name: value for name, value in asdict(settings).items() if name != "save_every"}
     key = {"model": size, "pretrain": record, "seed": seed, "dtype": str(dtype), **also}
-    return run.stage("base", build, key, [vocabulary, tokens])
+    return run.stage(stage, build, key, [vocabulary, tokens])
 
 
 def _train(
     run: Run,
+    stage: str,
     settings: PretrainConfig,
     work: Path,
     model: Transformer,
@@ -85,7 +88,7 @@ def _train(
     state = restore(work, optimizer)[0]
     start, seconds = state["step"], state.get("seconds", 0.0)
     scores: dict[str, float] = {}
-    with Progress(settings.steps, "base", "updates", start=start) as progress:
+    with Progress(settings.steps, stage, "updates", start=start) as progress:
         for step in pretrain(model, optimizer, shards, settings, start, work):
             last = step.n == settings.steps
             seconds += settings.rows * settings.context / step.metrics["pretrain/tokens_per_second"]
@@ -95,7 +98,7 @@ def _train(
                 metrics |= step.metrics | scores
                 _write_samples(work, step.n, model, encoder)
             if metrics:
-                run.log("base", step.n, metrics)
+                run.log(stage, step.n, metrics)
             if step.n % settings.save_every == 0 or last:
                 state = {"step": step.n, "version": optimizer.version, "seconds": seconds}
                 save_checkpoint(work, optimizer.state(), state)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dunwu.data.shards import PackedShards, ShardWriter
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer, train_from_texts
@@ -23,7 +23,7 @@ from dunwu.model.hf import save_model
 from dunwu.model.runtime import resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.configs import R1ZeroConfig
-from dunwu.recipes.pretraining import base_stage
+from dunwu.recipes.pretraining import HeldOut, base_stage
 from dunwu.recipes.reinforce import open_learner, reinforce, save_learner
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
@@ -31,9 +31,11 @@ from dunwu.tasks.countdown import Countdown
 from dunwu.tasks.files import FileCountdown, load_problems
 from dunwu.tasks.splits import SPLITS
 from dunwu.tasks.templates import load_template
+from dunwu.train.config import PretrainConfig
 from dunwu.train.grpo import Learner
 from dunwu.train.pretrain import held_out_loss
 from dunwu.types import DunwuError, SamplingParams, Task
+from dunwu.world.knobs import Knobs
 from dunwu.world.web import pages
 
 VALID_TOKENS = 60_000
@@ -57,17 +59,36 @@ def check_inputs(config: R1ZeroConfig) -> None:
         task.problem(split, 0, 0)
 
 
-def base_seed(run_seed: int, config: R1ZeroConfig) -> int:
+class PagesConfig(Protocol):
+    """What the stages up to the base read of a recipe's config."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def tokenizer_pages(self) -> int: ...
+    @property
+    def world(self) -> Knobs: ...
+    @property
+    def pretrain(self) -> PretrainConfig: ...
+    @property
+    def base_seed(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+
+
+def base_seed(run_seed: int, config: PagesConfig) -> int:
     """Seed of world and base."""
     return run_seed if config.base_seed < 0 else config.base_seed
 
 
-def texts(config: R1ZeroConfig, seed: int) -> Iterator[str]:
+def texts(config: PagesConfig, seed: int) -> Iterator[str]:
     """The training pages' text, endless."""
     return (page.text for page in pages(config.world, seed))
 
 
-def tokenizer(run: Run, config: R1ZeroConfig, seed: int) -> Artifact:
+def tokenizer(run: Run, config: PagesConfig, seed: int) -> Artifact:
     """Train the tokenizer on a stated number of pages."""
 
     def build(work: Path) -> dict[str, object]:
@@ -79,7 +100,7 @@ def tokenizer(run: Run, config: R1ZeroConfig, seed: int) -> Artifact:
     return run.stage("tokenizer", build, settings)
 
 
-def shards(run: Run, config: R1ZeroConfig, seed: int, vocabulary: Artifact) -> Artifact:
+def shards(run: Run, config: PagesConfig, seed: int, vocabulary: Artifact) -> Artifact:
     """Pages to token shards: `train`, and `valid/DOMAIN` from problems no training page shows."""
     wanted = config.pretrain.tokens
 
@@ -102,7 +123,7 @@ def shards(run: Run, config: R1ZeroConfig, seed: int, vocabulary: Artifact) -> A
     return run.stage("shards", build, settings, [vocabulary])
 
 
-def _write_validation(folder: Path, config: R1ZeroConfig, seed: int, encoder: Tokenizer) -> list[str]:
+def _write_validation(folder: Path, config: PagesConfig, seed: int, encoder: Tokenizer) -> list[str]:
     goal = min(VALID_TOKENS, config.pretrain.tokens // 50)
     writers: dict[str, ShardWriter] = {}
     for page in islice(pages(config.world, seed, split="valid"), 40 * goal // 50):
@@ -118,15 +139,22 @@ def _write_validation(folder: Path, config: R1ZeroConfig, seed: int, encoder: To
     return sorted(writers)
 
 
-def base(run: Run, config: R1ZeroConfig, seed: int, vocabulary: Artifact, tokens: Artifact) -> Artifact:
+def base(run: Run, config: PagesConfig, seed: int, vocabulary: Artifact, tokens: Artifact) -> Artifact:
     """Pretrain a base on the shards."""
 
+    held_out = held_out_losses(tokens.path / "valid", config.pretrain.context, seed)
+    return base_stage(run, config.model, config.pretrain, seed, config.device, vocabulary, tokens, held_out)
+
+
+def held_out_losses(folder: Path, context: int, seed: int) -> HeldOut:
+    """Losses on each kind of held-out page, and their mean."""
+
     def held_out(model: Transformer, last: bool) -> dict[str, float]:
-        losses = _valid_losses(model, tokens.path / "valid", config.pretrain.context, seed)
+        losses = _valid_losses(model, folder, context, seed)
         mean = sum(losses.values()) / max(1, len(losses))
         return {"pretrain/valid_loss": mean} | {f"pretrain/valid_loss/{name}": loss for name, loss in losses.items()}
 
-    return base_stage(run, config.model, config.pretrain, seed, config.device, vocabulary, tokens, held_out)
+    return held_out
 
 
 def _valid_losses(model: Transformer, folder: Path, context: int, seed: int) -> dict[str, float]:
