@@ -6,10 +6,13 @@ On CPU `scaled_dot_product_attention`'s backward in bf16 costs twice what the pl
 products cost (docs/log.md, 2026-11-21), so there the products are written out: queries in chunks,
 each seeing only the keys at or before its end, probabilities kept for the backward pass.
 Tests hold both paths to equality.
+
+Several texts packed into one row are kept apart by a `SegmentMask`, made once for all layers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,21 +24,59 @@ CHUNK = 64
 """Queries per chunk on CPU; 64 beat 32, 128 and 256 at T = 256."""
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class SegmentMask:
+    """Which keys a query of a packed row may see: those before it in its own segment."""
+
+    visible: Tensor | None
+    """(B, 1, T, T) bool, for `scaled_dot_product_attention`; None on CPU."""
+    chunks: tuple[tuple[int, Tensor], ...] = ()
+    """On CPU, per chunk of queries: the first key any of them sees, and what is added to the scores from that key
+    to the chunk's end, (B, queries, keys) of 0 and -inf."""
+
+
+def segment_mask(segments_BT: Tensor, dtype: torch.dtype) -> SegmentMask:
+    """The mask of rows whose tokens carry the number of their segment; a segment's tokens stand side by side.
+
+    Args:
+        segments_BT: integers; padding is a segment like another.
+        dtype: of the scores.
+    """
+    T = segments_BT.shape[1]
+    if segments_BT.device.type != "cpu":
+        same = segments_BT[:, :, None] == segments_BT[:, None, :]
+        return SegmentMask(same.tril()[:, None])
+    chunks = []
+    for start in range(0, T, CHUNK):
+        end = min(T, start + CHUNK)
+        # A row's tokens of its first query's segment begin at the first place where the numbers agree.
+        first = int((segments_BT[:, : start + 1] == segments_BT[:, start : start + 1]).int().argmax(1).min())
+        visible = segments_BT[:, start:end, None] == segments_BT[:, None, first:end]
+        visible = visible.tril(start - first)
+        bias = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+        chunks.append((first, bias))
+    return SegmentMask(None, tuple(chunks))
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + causal mask) v.
 
     Args:
         q: (B, K·G, T, d).
         k, v: (B, K, T, d).
+        mask: of packed rows; None where a row is one text.
     Returns:
         (B, K·G, T, d).
     """
     B, heads, T, d = q.shape
     kv_heads = k.shape[1]
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=kv_heads != heads)
+        gqa = kv_heads != heads
+        if mask is not None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.visible, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
     grouped = q.reshape(B, kv_heads, heads // kv_heads, T, d)
-    out: Tensor = _ChunkedCausal.apply(grouped, k, v)  # type: ignore[no-untyped-call]
+    out: Tensor = _ChunkedCausal.apply(grouped, k, v, mask)  # type: ignore[no-untyped-call]
     return out.reshape(B, heads, T, d)
 
 
@@ -51,25 +92,31 @@ class _ChunkedCausal(torch.autograd.Function):
     """Forward and backward by batched matmuls over query chunks."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask | None) -> Tensor:
         B, K, G, T, d = q.shape
         keys, values = k.reshape(B * K, T, d), v.reshape(B * K, T, d)
         out = torch.empty(B, K, G, T, d, dtype=q.dtype)
         probabilities = []
-        for start in range(0, T, CHUNK):
-            end = min(T, start + CHUNK)
+        # The first key that a chunk sees: 0, unless the rows are packed.
+        firsts = [0 if mask is None else mask.chunks[n][0] for n in range(-(-T // CHUNK))]
+        for number, start in enumerate(range(0, T, CHUNK)):
+            end, first = min(T, start + CHUNK), firsts[number]
             queries = q[:, :, :, start:end].reshape(B * K, G * (end - start), d)
-            scores = torch.baddbmm(
-                _causal_bias(start, end, G, q.dtype), queries, keys[:, :end].transpose(1, 2), alpha=d**-0.5
-            )
+            seen = keys[:, first:end].transpose(1, 2)
+            if mask is None:
+                scores = torch.baddbmm(_causal_bias(start, end, G, q.dtype), queries, seen, alpha=d**-0.5)
+            else:
+                scores = torch.bmm(queries * d**-0.5, seen)
+                scores.view(B, K, G, end - start, end - first).add_(mask.chunks[number][1][:, None, None])
             p = torch.softmax(scores, -1)
-            out[:, :, :, start:end] = torch.bmm(p, values[:, :end]).view(B, K, G, end - start, d)
+            out[:, :, :, start:end] = torch.bmm(p, values[:, first:end]).view(B, K, G, end - start, d)
             probabilities.append(p)
+        ctx.firsts = firsts
         ctx.save_for_backward(q, keys, values, *probabilities)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, keys, values, *probabilities = ctx.saved_tensors
         grad_out = grad_outputs[0]
         B, K, G, T, d = q.shape
@@ -77,15 +124,16 @@ class _ChunkedCausal(torch.autograd.Function):
         # fp32 sums: every chunk adds to the gradient of the keys it saw.
         grad_k = torch.zeros(B * K, T, d, dtype=torch.float32)
         grad_v = torch.zeros(B * K, T, d, dtype=torch.float32)
-        for p, start in zip(probabilities, range(0, T, CHUNK), strict=True):
+        for p, first, start in zip(probabilities, ctx.firsts, range(0, T, CHUNK), strict=True):
             end = min(T, start + CHUNK)
             rows = G * (end - start)
             queries = q[:, :, :, start:end].reshape(B * K, rows, d)
             grad_chunk = grad_out[:, :, :, start:end].reshape(B * K, rows, d)
-            grad_v[:, :end] += torch.bmm(p.transpose(1, 2), grad_chunk)
-            grad_p = torch.bmm(grad_chunk, values[:, :end].transpose(1, 2))
+            grad_v[:, first:end] += torch.bmm(p.transpose(1, 2), grad_chunk)
+            grad_p = torch.bmm(grad_chunk, values[:, first:end].transpose(1, 2))
             grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
-            grad_q[:, :, :, start:end] = torch.bmm(grad_s, keys[:, :end]).mul_(d**-0.5).view(B, K, G, end - start, d)
-            grad_k[:, :end] += torch.bmm(grad_s.transpose(1, 2), queries)
+            grad_chunk_q = torch.bmm(grad_s, keys[:, first:end]).mul_(d**-0.5)
+            grad_q[:, :, :, start:end] = grad_chunk_q.view(B, K, G, end - start, d)
+            grad_k[:, first:end] += torch.bmm(grad_s.transpose(1, 2), queries)
         grad_k = grad_k.mul_(d**-0.5).to(q.dtype)
-        return grad_q, grad_k.view(B, K, T, d), grad_v.to(q.dtype).view(B, K, T, d)
+        return grad_q, grad_k.view(B, K, T, d), grad_v.to(q.dtype).view(B, K, T, d), None

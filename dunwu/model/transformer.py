@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dunwu.model.attention import causal_attention
+from dunwu.model.attention import SegmentMask, causal_attention, segment_mask
 from dunwu.model.config import ModelConfig
 
 
@@ -71,6 +71,19 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dty
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def positions_in(segments_BT: Tensor) -> Tensor:
+    """(B, T) place of every token in its own segment.
+
+    Example:
+        >>> positions_in(torch.tensor([[1, 1, 1, 2, 2, 0]])).tolist()
+        [[0, 1, 2, 0, 1, 0]]
+    """
+    places = torch.arange(segments_BT.shape[1], device=segments_BT.device).expand_as(segments_BT)
+    begins = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return places - places.where(begins, torch.zeros_like(places)).cummax(1).values
+
+
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (B, heads, T, head_dim) by position."""
     first, second = x.chunk(2, dim=-1)
@@ -89,13 +102,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int, mask: SegmentMask | None = None
+    ) -> Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        y = causal_attention(q, k, v) if cache is None else self._attend_cache(q, k, v, cache, layer)
+        y = causal_attention(q, k, v, mask) if cache is None else self._attend_cache(q, k, v, cache, layer)
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         return out
 
@@ -153,8 +168,10 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), cos, sin, cache, layer))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int, mask: SegmentMask | None = None
+    ) -> Tensor:
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), cos, sin, cache, layer, mask))
         out: Tensor = x + self._drop(self.mlp(self.post_attention_layernorm(x)))
         return out
 
@@ -216,15 +233,31 @@ class Transformer(nn.Module):
             scale = (2 * self.config.num_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
             parameter.normal_(0.0, std * scale, generator=generator)
 
-    def hidden(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        segments_BT: Tensor | None = None,
+    ) -> Tensor:
         """Final normed states (B, T, D).
 
         Args:
             ids_BT: token ids.
-            positions_BT: RoPE positions; default 0..T-1, or what follows in the cache per row.
+            positions_BT: RoPE positions; default 0..T-1 (of each segment, if there are some), or what follows in
+                the cache per row.
             cache: if given, the T tokens are appended to it and attend to what it holds.
+            segments_BT: numbers of the texts packed into a row, each text's tokens side by side: a token attends
+                to its own text only. Not with a cache.
+
+        Raises:
+            ValueError: segments and a cache.
         """
         T = ids_BT.shape[1]
+        if segments_BT is not None and cache is not None:
+            raise ValueError("packed rows have no cache")
+        if positions_BT is None and segments_BT is not None:
+            positions_BT = positions_in(segments_BT)
         if positions_BT is None:
             columns = torch.arange(T, device=ids_BT.device)[None]
             if cache is not None:
@@ -232,8 +265,9 @@ class Transformer(nn.Module):
             positions_BT = columns
         x = self.model.embed_tokens(ids_BT)
         cos, sin = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta, x.dtype)
+        mask = None if segments_BT is None else segment_mask(segments_BT, x.dtype)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, cos, sin, cache, layer)
+            x = block(x, cos, sin, cache, layer, mask)
         if cache is not None:
             cache.length += T
         out: Tensor = self.model.norm(x)

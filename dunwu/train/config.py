@@ -63,6 +63,50 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning on conversations, loss on what the assistant wrote (DeepSeek-R1, 3.1 and B.4)."""
+
+    epochs: int = 2
+    """Passes over the examples, each in a new order; 2 in R1."""
+    context: int = 512
+    """T: longest example in tokens; longer ones are left out and counted, never cut."""
+    batch_tokens: int = 8_192
+    """Tokens of an update, on average."""
+    lr: float = 1e-3
+    """Peak learning rate; 5e-5 in R1, whose model is six orders larger."""
+    warmup: int = 5
+    """Updates of linear warm-up."""
+    schedule: Schedule = "cosine"
+    """Shape after the warm-up."""
+    final_lr: float = 0.1
+    """Last learning rate as a share of the peak; R1 goes from 5e-5 to 5e-6."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's β1, β2."""
+    weight_decay: float = 0.1
+    """λ of AdamW, on matrices."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping; 0 for none."""
+    dropout: float = 0.0
+    """Dropout on the two residual branches of every block."""
+    packing: bool = True
+    """Several examples in one row, each seeing only itself; the same mathematics, less padding."""
+    micro_tokens: int = 16_384
+    """Tokens per forward pass, padding included; changes memory, never the result's mathematics."""
+    loss_norm: Literal["token", "sequence"] = "token"
+    """Denominator of the loss: trained tokens of the update, or each example's own mean."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        counts = ("epochs", "context", "batch_tokens", "micro_tokens")
+        if low := [name for name in counts if getattr(self, name) < 1]:
+            raise UsageError(f"{low[0]} is {getattr(self, low[0])}", "use 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout {self.dropout} is no share", "choose 0 or more and less than 1")
+        if self.loss_norm not in ("token", "sequence"):
+            raise UsageError(f"loss_norm is {self.loss_norm!r}", 'use "token" or "sequence"')
+
+
+@dataclass(frozen=True)
 class GrpoConfig:
     """Group relative policy optimisation (DeepSeekMath, section 4.1; R1, section 2.1), choices named."""
 
