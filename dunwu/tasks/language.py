@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 
-from dunwu.types import UsageError
+from dunwu.types import UsageError, derive_seed
 
 LANGUAGES = ("en", "zh")
 
@@ -65,3 +65,19 @@ def wordless(text: str, neutral: Collection[str] = ()) -> bool:
         (True, False)
     """
     return not words(text, neutral)
+
+
+def draw_language(name: str, chinese: float, split: str, seed: int, index: int) -> str:
+    """The language of an exercise's problem: "zh" for a share `chinese` of the indices, by a hash of the place."""
+    return "zh" if derive_seed(name, "language", split, seed, index) / 2**63 < chinese else "en"
+
+
+def check_share(name: str, option: str, value: float) -> float:
+    """`value` as a share.
+
+    Raises:
+        UsageError: it is not a number from 0 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UsageError(f"{name}: {option} = {value!r} is not a share", "use a number from 0 to 1")
+    return float(value)
