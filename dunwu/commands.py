@@ -151,9 +151,9 @@ def _report(args: argparse.Namespace) -> Result:
 
 def _eval(args: argparse.Namespace) -> Result:
     from dunwu.store import resolve_model
-    from dunwu.tasks import get_task
+    from dunwu.tasks import get_task, task_options
 
-    options = _options(args.set)
+    options = task_options(args.set, args.data)
     get_task(args.task, **options)  # a wrong name is told before torch loads
     folder = resolve_model(args.model)
     from dunwu.eval.evaluate import evaluate_model
@@ -185,9 +185,9 @@ def _show_eval(result: Result, indent: str = "") -> None:
 
 
 def _score(args: argparse.Namespace) -> Result:
-    from dunwu.tasks import get_task, score_stream
+    from dunwu.tasks import get_task, score_stream, task_options
 
-    task = get_task(args.task, **_options(args.set))
+    task = get_task(args.task, **task_options(args.set, args.data))
     if isinstance(out := args.stdout, io.TextIOWrapper):
         out.reconfigure(line_buffering=True)  # whoever feeds one line may wait for its verdict
     counts = score_stream(task, sys.stdin.buffer, out)
@@ -206,9 +206,9 @@ def _show_tasks(result: Result) -> None:
 
 
 def _tasks_show(args: argparse.Namespace) -> Result:
-    from dunwu.tasks import get_task
+    from dunwu.tasks import get_task, task_options
 
-    task = get_task(args.task, **_options(args.set))
+    task = get_task(args.task, **task_options(args.set, args.data))
     problem = task.problem(args.split, args.seed, args.index)
     shown = {"task": problem.task, "id": problem.id, "problem": dict(problem.data), "prompt": problem.prompt}
     return {**shown, "gold": task.gold(problem), "meta": dict(problem.meta)}
@@ -278,7 +278,8 @@ def _load_tokenizer(name: str) -> Any:
 
 
 _SET = arg("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the task, e.g. operands=4")
-_TASK = arg("--task", required=True, help="a name from `dunwu tasks`")
+_DATA = arg("--data", metavar="FILE", help="problems for the task: JSONL, Parquet or a folder")
+_TASK = arg("--task", required=True, metavar="TASK", help="a name from `dunwu tasks`, or your own: FILE.py")
 _MODEL = arg("model", metavar="MODEL", help="a model folder, or a run's stage such as runs/x:r1-zero")
 _TOKENIZER = arg("--tokenizer", required=True, metavar="NAME_OR_DIR", help="a folder with tokenizer.json")
 _FOLDER = arg("folder", nargs="?", type=Path, default=Path("runs"), metavar="FOLDER", help="where the runs are (runs)")
@@ -324,11 +325,12 @@ COMMANDS: dict[str, Command] = {
             arg("--temperature", type=float, default=1.0, help="0 is greedy (1)"),
             _SEED,
             arg("--device", default="auto", help="cpu, cuda, mps or auto"),
+            _DATA,
             _SET,
         ),
     ),
     "score": Command(
-        "JSONL on stdin to verdicts on stdout, a line each", _score, _show_nothing, (_TASK, _SET), as_json=False
+        "JSONL on stdin to verdicts on stdout, a line each", _score, _show_nothing, (_TASK, _DATA, _SET), as_json=False
     ),
     "tasks": Command("the task catalogue", _tasks, _show_tasks),
     "tasks show": Command(
@@ -336,10 +338,11 @@ COMMANDS: dict[str, Command] = {
         _tasks_show,
         _show_task,
         (
-            arg("task", metavar="TASK", help="a name from `dunwu tasks`"),
+            arg("task", metavar="TASK", help="a name from `dunwu tasks`, or your own: FILE.py"),
             arg("--split", default="train", help="train, valid or test (train)"),
             arg("--index", type=int, default=0, help="which problem (0)"),
             _SEED,
+            _DATA,
             _SET,
         ),
     ),
@@ -374,20 +377,6 @@ COMMANDS: dict[str, Command] = {
         (_TOKENIZER,),
     ),
 }
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` pairs; a value is JSON, or else text."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair} has no value", "write --set NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def _stdin_text() -> str:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dunwu.log import Run
-from dunwu.recipes import configs
+from dunwu.recipes import configs, grpo_config
 from dunwu.types import UsageError
 
 
@@ -66,6 +66,13 @@ RECIPES: dict[str, Recipe] = {
             config=configs.PretrainRunConfig,
             presets=configs.PRETRAIN_PRESETS,
             run="dunwu.recipes.pretrain:run",
+        ),
+        Recipe(
+            name="grpo",
+            summary="GRPO alone: --model FOLDER --task NAME_OR_FILE.py [--reward FILE.py:FUNCTION …]",
+            config=grpo_config.GrpoRunConfig,
+            presets=grpo_config.GRPO_PRESETS,
+            run="dunwu.recipes.grpo:run",
         ),
     )
 }

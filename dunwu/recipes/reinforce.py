@@ -6,7 +6,7 @@ A stage's `build(work)` is three calls:
     state = reinforce(run, name, learner, engine, encoder, task, config, seed, work, state, save_every, on_step)
     save_learner(learner, encoder, work)
 
-Not covered: what is rewarded (the task's affair) and what is measured on the way (`on_step`).
+Not covered: what is rewarded (the task's affair), and what is measured on the way (`on_step`) but for one held-out curve.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
+from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
 from dunwu.model.hf import load_model, save_model
 from dunwu.recipes.pretraining import MODEL, restore
@@ -23,7 +24,7 @@ from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.config import GrpoConfig
 from dunwu.train.grpo import Learner, grpo
 from dunwu.train.optim import MasterAdamW
-from dunwu.types import Sampler, Task
+from dunwu.types import Sampler, SamplingParams, Task
 
 REFERENCE = "reference."
 """Prefix of the reference model's weights in a checkpoint."""
@@ -92,6 +93,25 @@ def reinforce(
             shown = {"reward": step.metrics["grpo/reward"], "length": step.metrics["grpo/length"]}
             progress.update(step.n, **shown, **figures)
     return {**figures, "step": config.steps}
+
+
+def held_out_point(
+    run: Run, sampler: Sampler, encoder: Tokenizer, task: Task, problems: int, params: SamplingParams, step: int
+) -> dict[str, float]:
+    """One point of the held-out curve, logged as "held-out", on validation problems; the test problems wait for the end.
+
+    Rollouts whose verifier failed are left out of `eval/pass@1`.
+    """
+    result = evaluate(sampler, encoder, task, problems, split="valid", params=params)
+    rollouts = [rollout for group in result.groups for rollout in group.rollouts]
+    scored = [r.verdict.rewards.get("accuracy", 0.0) for r in rollouts if r.verdict.status in ("ok", "unparsable")]
+    metrics = {
+        "eval/pass@1": sum(scored) / max(1, len(scored)),
+        "eval/format": float(result.summary["format"]),
+        "eval/length": sum(len(r.completion.token_ids) for r in rollouts) / len(rollouts),
+    }
+    run.log("held-out", step, metrics)
+    return metrics
 
 
 def save_state(work: Path, learner: Learner, state: Mapping[str, Any]) -> None:

@@ -17,14 +17,13 @@ from typing import Any, Protocol
 
 from dunwu.data.shards import PackedShards, ShardWriter
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer, train_from_texts
-from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
 from dunwu.model.hf import save_model
 from dunwu.model.runtime import resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.configs import R1ZeroConfig
 from dunwu.recipes.pretraining import HeldOut, base_stage
-from dunwu.recipes.reinforce import open_learner, reinforce, save_learner
+from dunwu.recipes.reinforce import held_out_point, open_learner, reinforce, save_learner
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
 from dunwu.tasks.countdown import Countdown
@@ -227,13 +226,8 @@ def checkpoint_steps(steps: int) -> list[int]:
 def _curve_point(run: Run, config: R1ZeroConfig, task: Task, engine: Engine, encoder: Tokenizer, step: int) -> float:
     """One point of the held-out curve, on validation problems; the test problems wait for the end."""
     params = SamplingParams(max_tokens=config.grpo.max_tokens)
-    result = evaluate(engine, encoder, task, config.evidence.curve_problems, split="valid", params=params)
-    rollouts = [rollout for group in result.groups for rollout in group.rollouts]
-    accuracy = sum(r.verdict.rewards.get("accuracy", 0.0) for r in rollouts) / len(rollouts)
-    length = sum(len(r.completion.token_ids) for r in rollouts) / len(rollouts)
-    metrics = {"eval/pass@1": accuracy, "eval/format": float(result.summary["format"]), "eval/length": length}
-    run.log("held-out", step, metrics)
-    return accuracy
+    point = held_out_point(run, engine, encoder, task, config.evidence.curve_problems, params, step)
+    return point["eval/pass@1"]
 
 
 def file_digest(path: str) -> str:

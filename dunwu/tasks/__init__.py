@@ -11,7 +11,7 @@ from __future__ import annotations
 from dunwu.tasks.countdown import Countdown, CountdownConfig
 from dunwu.tasks.expression import ExpressionError, evaluate
 from dunwu.tasks.formats import Parsed, split_completion
-from dunwu.tasks.registry import catalogue, get_task, task_names
+from dunwu.tasks.registry import catalogue, get_task, task_names, task_options
 from dunwu.tasks.score import score_stream
 from dunwu.tasks.solver import solve, value_table
 from dunwu.tasks.splits import split_of
@@ -34,5 +34,6 @@ __all__ = [
     "split_completion",
     "split_of",
     "task_names",
+    "task_options",
     "value_table",
 ]

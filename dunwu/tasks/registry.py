@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,7 +19,9 @@ def task_names() -> tuple[str, ...]:
 
 
 def get_task(name: str, **options: Any) -> Task:
-    """A task by name, or the user's own by its file (`FILE.py`, see `user.py`). Options for "countdown": the fields of `CountdownConfig`, and `data`, a file of problems to serve.
+    """A task by name, or the user's own by its file (`FILE.py`, see `user.py`).
+
+    Options for "countdown": the fields of `CountdownConfig`, and `data`, a file of problems to serve.
 
     Raises:
         UsageError: unknown name, unknown option or a value out of range. DunwuError: `data` cannot be read.
@@ -45,6 +49,28 @@ def get_task(name: str, **options: Any) -> Task:
     from dunwu.tasks.files import FileCountdown, load_problems
 
     return FileCountdown(load_problems(data), config, str(data))
+
+
+def task_options(pairs: Sequence[str], data: str | None = None) -> dict[str, Any]:
+    """`NAME=VALUE` pairs as options of `get_task`; a value is JSON, or else text. `data`, if given, is one of them.
+
+    Raises:
+        UsageError: a pair without "=".
+
+    Example:
+        >>> task_options(["operands=4", "language=zh"])
+        {'operands': 4, 'language': 'zh'}
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"option {pair} has no value", "write NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options | ({"data": data} if data else {})
 
 
 def catalogue() -> list[dict[str, Any]]:

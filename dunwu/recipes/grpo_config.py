@@ -1,0 +1,66 @@
+"""The knobs of the recipe `grpo`: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite
+
+from dunwu.train.config import GrpoConfig
+from dunwu.types import UsageError
+
+
+@dataclass(frozen=True)
+class GrpoRunConfig:
+    """Reinforcement learning from any model folder, on any task."""
+
+    model: str = ""
+    """Model folder in Hugging Face's layout, or RUN:STAGE."""
+    task: str = "countdown"
+    """Name from `dunwu tasks`, or a task file (FILE.py)."""
+    data: str = ""
+    """Problems for a named task: a file, or for gsm8k and math also a folder with train.jsonl and test.jsonl."""
+    options: tuple[str, ...] = ()
+    """Options of a named task as NAME=VALUE."""
+    reward: tuple[str, ...] = ()
+    """Reward functions in TRL's signature, FILE.py:FUNCTION; none: the task's own score is the reward."""
+    reward_weights: tuple[float, ...] = ()
+    """Weight of each of them; none: 1 each."""
+    task_weight: float = 0.0
+    """Weight of the task's own score beside those functions."""
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    """The reinforcement learning."""
+    held_out: int = 128
+    """Validation problems behind each point of the held-out curve."""
+    held_out_every: int = 10
+    """Steps between those points."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    save_every: int = 10
+    """Steps between checkpoints."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work, before anything long has begun."""
+        if not self.model:
+            raise UsageError("there is no model to start from", "name a model folder: --model FOLDER")
+        if self.reward_weights and len(self.reward_weights) != len(self.reward):
+            what = f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards"
+            raise UsageError(what, "give one weight for each")
+        if not all(map(isfinite, (*self.reward_weights, self.task_weight))):
+            raise UsageError("a reward weight is no finite number", "give numbers")
+        if self.task_weight and not self.reward:
+            raise UsageError("task_weight without reward functions", "add --reward FILE.py:FUNCTION, or leave it out")
+        if min(self.held_out, self.held_out_every, self.save_every, self.grpo.steps) < 1:
+            raise UsageError("held_out, held_out_every, save_every and grpo.steps begin at 1", "raise the one below 1")
+        self.grpo.validate()
+
+
+GRPO_PRESETS: dict[str, GrpoRunConfig] = {
+    "cpu": GrpoRunConfig(),
+    "tiny": GrpoRunConfig(
+        grpo=GrpoConfig(steps=6, problems=8, group_size=8, max_tokens=32, warmup=2),
+        held_out=32,
+        held_out_every=3,
+        save_every=2,
+    ),
+    "gpu": GrpoRunConfig(grpo=GrpoConfig(steps=200, problems=32, group_size=16, max_tokens=1024, lr=1e-6)),
+}
