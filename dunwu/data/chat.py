@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +28,8 @@ from dunwu.types import ChatExample, DunwuError, Message, Preference, Problem
 __all__ = [
     "BadRow",
     "Encoded",
+    "each_chat",
+    "each_preference",
     "encode_conversation",
     "encode_prompt",
     "parse_reply",
@@ -181,7 +183,7 @@ def read_chat(path: Path) -> tuple[list[ChatExample], list[BadRow]]:
     Raises:
         DunwuError: the file cannot be read.
     """
-    return _read(Path(path), chat_of)
+    return _sorted_out(each_chat(path))
 
 
 def read_preferences(path: Path) -> tuple[list[Preference], list[BadRow]]:
@@ -190,7 +192,17 @@ def read_preferences(path: Path) -> tuple[list[Preference], list[BadRow]]:
     Raises:
         DunwuError: the file cannot be read.
     """
-    return _read(Path(path), preference_of)
+    return _sorted_out(each_preference(path))
+
+
+def each_chat(path: Path) -> Iterator[tuple[int, ChatExample | BadRow]]:
+    """(line, conversation or why not) of every row, streamed; see `read_chat`."""
+    return _each(Path(path), chat_of)
+
+
+def each_preference(path: Path) -> Iterator[tuple[int, Preference | BadRow]]:
+    """(line, pair or why not) of every row, streamed; see `read_preferences`."""
+    return _each(Path(path), preference_of)
 
 
 def write_chat(path: Path, rows: Sequence[ChatExample]) -> None:
@@ -207,14 +219,22 @@ def _write(path: Path, rows: Sequence[ChatExample | Preference]) -> None:
     write_atomically(path, "".join(json.dumps(row_of(row), ensure_ascii=False) + "\n" for row in rows))
 
 
-def _read(path: Path, convert: Callable[[object], Row]) -> tuple[list[Row], list[BadRow]]:
-    good: list[Row] = []
-    bad: list[BadRow] = []
+def _each(path: Path, convert: Callable[[object], Row]) -> Iterator[tuple[int, Row | BadRow]]:
     for line, text in _pieces(path):
         try:
-            good.append(convert(_parsed(text)))
+            yield line, convert(_parsed(text))
         except UnusableRow as reason:
-            bad.append(BadRow(line, str(reason)))
+            yield line, BadRow(line, str(reason))
+
+
+def _sorted_out(rows: Iterable[tuple[int, Row | BadRow]]) -> tuple[list[Row], list[BadRow]]:
+    good: list[Row] = []
+    bad: list[BadRow] = []
+    for _, row in rows:
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            good.append(row)
     return good, bad
 
 

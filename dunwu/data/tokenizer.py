@@ -94,6 +94,13 @@ class Tokenizer:
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
+    def for_chat(self) -> Tokenizer:
+        """This tokenizer, whose saved files carry `CHAT_TEMPLATE` instead of the template it came with.
+
+        A model trained on conversations as `data.chat` writes them must be asked in the same form elsewhere.
+        """
+        return Tokenizer(self.backend, self._config and self._config | {"chat_template": CHAT_TEMPLATE})
+
     def _without_specials(self) -> Backend:
         """A copy that knows no added token, so that their text is spelled out in bytes."""
         if self._plain is None:

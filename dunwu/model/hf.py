@@ -8,6 +8,7 @@ RoPE scaling, sliding windows.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,17 @@ def from_hf_config(record: dict[str, Any], where: str = "config.json") -> ModelC
         raise DunwuError(f"{where} has no field {error}", "is this a Qwen2 model folder?") from error
 
 
-def save_model(model: Transformer, folder: Path, end_id: int) -> None:
-    """Write config.json, generation_config.json and model.safetensors (the tokenizer saves itself)."""
+def save_model(model: Transformer, folder: Path, end_id: int, stop_ids: Sequence[int] = ()) -> None:
+    """Write config.json, generation_config.json and model.safetensors (the tokenizer saves itself).
+
+    Args:
+        stop_ids: tokens that end a reply, for a model that chats; none for `end_id` alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = to_hf_config(model.config, model.head_weight.dtype, end_id)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    generation = {"eos_token_id": end_id, "pad_token_id": end_id, "do_sample": True, "temperature": 1.0}
+    ends = list(stop_ids) or end_id
+    generation = {"eos_token_id": ends, "pad_token_id": end_id, "do_sample": True, "temperature": 1.0}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     save_file(
         {k: t.contiguous() for k, t in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}

@@ -190,24 +190,17 @@ def micro_batches(examples: Sequence[Encoded], config: SftConfig, device: torch.
     Raises:
         ValueError: an example has nothing to learn.
     """
-    cuts = [_Cut.of(example) for example in examples]
+    cuts = sorted((_Cut.of(example) for example in examples), key=lambda cut: -len(cut.inputs))
+    lengths = [len(cut.inputs) for cut in cuts]
+    rows = _pack(lengths, lengths[0]) if config.packing else [[n] for n in range(len(cuts))]
     trained = sum(len(cut.targets) for cut in cuts)
-    by_length = sorted(range(len(cuts)), key=lambda n: (-len(cuts[n].inputs), n))
-    width = len(cuts[by_length[0]].inputs)
-    rows = _pack([len(cuts[n].inputs) for n in by_length], width) if config.packing else [[n] for n in by_length]
-    if config.packing:
-        rows = [[by_length[n] for n in row] for row in rows]
+    weights = [1 / (trained if config.loss_norm == "token" else len(cut.targets) * len(cuts)) for cut in cuts]
     batches = []
     while rows:
-        widest = max(sum(len(cuts[n].inputs) for n in row) for row in rows)
+        widest = max(sum(lengths[n] for n in row) for row in rows)
         take = max(1, config.micro_tokens // widest)
-        chosen, rows = rows[:take], rows[take:]
-        weights = {
-            n: 1 / trained if config.loss_norm == "token" else 1 / (len(cuts[n].targets) * len(cuts))
-            for row in chosen
-            for n in row
-        }
-        batches.append(_lay_out(cuts, chosen, weights, device))
+        batches.append(_lay_out(cuts, rows[:take], weights, device))
+        rows = rows[take:]
     return batches
 
 
@@ -248,7 +241,7 @@ def _pack(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def _lay_out(
-    cuts: Sequence[_Cut], rows: Sequence[Sequence[int]], weights: dict[int, float], device: torch.device
+    cuts: Sequence[_Cut], rows: Sequence[Sequence[int]], weights: Sequence[float], device: torch.device
 ) -> MicroBatch:
     width = max(sum(len(cuts[n].inputs) for n in row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
