@@ -405,7 +405,10 @@ def probability(score: float) -> float:
         >>> probability(0.0), probability(-1000.0)
         (0.5, 0.0)
     """
-    return 1 / (1 + math.exp(-score)) if score >= 0 else 1 - 1 / (1 + math.exp(max(score, -700.0)))
+    if score >= 0:
+        return 1 / (1 + math.exp(-score))
+    grown = math.exp(score)
+    return grown / (1 + grown)
 
 
 # ---- folders --------------------------------------------------------------------------------
