@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dunwu.eval.passk import Interval, over_seeds
 from dunwu.eval.stages import Measured, difference
 
-REASONING, INSTRUCTION, HELPFULNESS = "reasoning", "instruction", "helpfulness"
+REASONING, INSTRUCTION, HELPFUL = "reasoning", "instruction", "helpful"
 FACTS, SAFETY, LANGUAGE, FORMAT, LENGTH = "facts", "safety", "language", "format", "length"
 ZERO, DEV1, DEV2, DEV3, R1 = "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"
 ARMS = {"base": "base", "sft": "SFT", "rl": "RL alone", "opd": "on-policy distillation"}
@@ -26,7 +26,7 @@ PAPER_TABLE: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     REASONING: {"AIME 2024": (77.9, 59.0, 74.0, 78.1, 79.8)},
     "reasoning_easy": {"MATH-500": (95.9, 94.2, 95.9, 95.4, 97.3)},
     INSTRUCTION: {"IF-Eval": (46.6, 71.7, 72.0, 78.1, 83.3)},
-    HELPFULNESS: {"AlpacaEval 2": (24.7, 50.1, 55.8, 62.1, 87.6), "ArenaHard": (53.6, 77.0, 73.2, 75.6, 92.3)},
+    HELPFUL: {"AlpacaEval 2": (24.7, 50.1, 55.8, 62.1, 87.6), "ArenaHard": (53.6, 77.0, 73.2, 75.6, 92.3)},
     FACTS: {"SimpleQA": (30.3, 17.8, 28.2, 24.9, 30.1), "C-Eval": (92.8, 85.7, 91.9, 86.4, 91.8)},
 }
 """The paper's Table 3, in percent, for R1-Zero, Dev1, Dev2, Dev3, R1: the benchmarks nearest to our columns."""
@@ -161,24 +161,27 @@ def _recovers(found: Findings) -> dict[str, Any]:
 
 def _broadens(found: Findings) -> dict[str, Any]:
     lost = found.margins.lost
-    general = [key for key in (HELPFULNESS, FACTS, INSTRUCTION) if _change(found, key, DEV3, DEV2) is not None]
-    parts = [_judged(_change(found, key, DEV3, DEV2), lambda i: _above(i, 0.0, equal=True), key) for key in general]
+    general = [key for key in (HELPFUL, FACTS, INSTRUCTION) if _change(found, key, DEV3, DEV2) is not None]
+    parts = [_judged(_change(found, key, DEV3, DEV2), lambda i: _above(i, -lost), key) for key in general]
     raised = [_judged(_change(found, key, DEV3, DEV2), _above).holds for key in general]
+    some = Finding(True if True in raised else None if None in raised or not raised else False, "")
     kept = _judged(_change(found, REASONING, DEV3, DEV2), lambda i: _above(i, -lost), REASONING)
-    # "Broadens" asks that no general column falls, and that at least one rises beyond doubt.
-    some = Finding(True if any(raised) else None, "") if general else Finding(None, "no general column measured")
+    if not general:
+        parts = [Finding(None, "general columns not measured")]
     if kept.holds is False:
         why = "the reasoning share of the SFT data is too small, or two epochs too few, for a base of this size to relearn it"
     else:
         why = "the general data are few, or Dev2 knew as much already; a column that falls names what the data lack"
-    claim = f"Mixed SFT broadens (Dev3 at or above Dev2 on general columns; reasoning down by at most {lost:.2f})"
+    claim = (
+        f"Mixed SFT broadens (Dev3 above Dev2 on a general column; none, nor reasoning, down by more than {lost:.2f})"
+    )
     return _verdict(claim, [*parts, some, kept], why)
 
 
 def _pleases(found: Findings) -> dict[str, Any]:
     # Both columns are asked; the paper has no safety column in Table 3, and speaks of preference scores.
-    parts = [_judged(_change(found, key, R1, DEV3), _above, key) for key in (HELPFULNESS, SAFETY)]
-    if _score(found, DEV3, HELPFULNESS) > 0.9 or _score(found, DEV3, SAFETY) > 0.95:
+    parts = [_judged(_change(found, key, R1, DEV3), _above, key) for key in (HELPFUL, SAFETY)]
+    if _score(found, DEV3, HELPFUL) > 0.9 or _score(found, DEV3, SAFETY) > 0.95:
         why = "Dev3 is near the ceiling already"
     else:
         why = "the preference reward is learned and comes only in the last steps: see agreement and over-optimisation"
