@@ -30,8 +30,8 @@ from dunwu.types import ChatModel, Message, Preference, SamplingParams, UsageErr
 Verdict = TypeVar("Verdict")
 Pair = tuple[Sequence[Message], Message, Message]
 """A conversation that ends with the user's turn, reply a, reply b."""
-Answered = tuple[Sequence[Message], Message, str]
-"""A conversation, a reply, the reference answer."""
+Answered = tuple[Sequence[Message], Message, str | None]
+"""A conversation, a reply, the reference answer if there is one."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class AnswerJudgement:
-    """Whether a reply's answer agrees with the reference; `correct` is None if no verdict could be read."""
+    """Whether a reply is right; `correct` is None if no verdict could be read."""
 
     correct: bool | None
     analysis: str = ""
@@ -166,7 +166,8 @@ def judge_pairs(
 def judge_answers(
     judge: ChatModel, items: Sequence[Answered], config: JudgeConfig | None = None, seed: int = 0
 ) -> list[AnswerJudgement]:
-    """Whether each reply's answer agrees with its reference, in order (R1's stage 4); one vote each."""
+    """Whether each reply's answer agrees with its reference, in order (R1's stage 4); without a reference, whether the reply
+    does well what was asked. One vote each."""
     config = config or JudgeConfig()
     asked = [(answer_prompt(*item), derive_seed("judge answer", seed)) for item in items]
     judgements = []

@@ -64,7 +64,7 @@ class NoisyTruth:
         if labels[-2:] == ["reply A", "reply B"]:
             first, second = (Message("assistant", text) for _, text in sections[-2:])
             verdict = self._compare(self.truth(asked, first) - self.truth(asked, second), dice)
-        elif labels[-2:] == ["right answer", "reply"]:
+        elif labels[-1:] == ["reply"]:
             value = self.truth(asked, Message("assistant", sections[-1][1])) + dice.gauss(0, self.noise)
             verdict = {"analysis": "The answer is compared with the right one.", "correct": value > 0.5}
         else:

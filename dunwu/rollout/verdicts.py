@@ -34,15 +34,20 @@ def pair_prompt(messages: Sequence[Message], first: Message, second: Message) ->
     return instructions + _sections([*parts, ("reply A", first.content), ("reply B", second.content)])
 
 
-def answer_prompt(messages: Sequence[Message], reply: Message, gold: str) -> str:
-    """The question whether a reply's answer agrees with the reference."""
-    instructions = (
+def answer_prompt(messages: Sequence[Message], reply: Message, gold: str | None = None) -> str:
+    """The question whether a reply is right: agrees with the reference or, without one, does well what was asked."""
+    known = (
         "A question was asked, a reply was given, and the right answer is known. Say whether the reply's final answer "
         "means the same as the right answer. How it was found does not count.\n"
-        'Answer with one JSON object and nothing else: {"analysis": "one sentence", "correct": true or false}.'
     )
+    unknown = (
+        "Here is a conversation and a reply to its last turn. Say whether the reply is right: it does what was asked, in "
+        "the user's language, what it states is true, and it does no harm.\n"
+    )
+    form = 'Answer with one JSON object and nothing else: {"analysis": "one sentence", "correct": true or false}.'
     parts = [*((message.role, message.content) for message in messages)]
-    return instructions + _sections([*parts, ("right answer", gold), ("reply", reply.content)])
+    parts += [("right answer", gold)] if gold is not None else []
+    return (unknown if gold is None else known) + form + _sections([*parts, ("reply", reply.content)])
 
 
 def _sections(parts: Sequence[tuple[str, str]]) -> str:
