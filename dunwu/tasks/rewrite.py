@@ -82,7 +82,7 @@ def rewrite(problem: Problem, thinking: str, answer: str, seed: int) -> Message:
         >>> problem = Problem("countdown", "c", {"numbers": [3, 7, 12], "target": 24}, "")
         >>> message = rewrite(problem, "Keep 3:12-7=5\\n24-3=21 no", "12+7+5", seed=0)
         >>> print(message.reasoning_content)
-        I want 24 out of 3, 7 and 12.
+        I need to make 24 from 3, 7 and 12.
         Let me keep 3:12-7=5
         24-3=21 no
         >>> message.content

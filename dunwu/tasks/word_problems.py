@@ -132,6 +132,19 @@ def _work(kind: str, a: int, b: int, c: int) -> tuple[list[tuple[str, int]], tup
     return [(f"{b}*{a}", a * b), (f"{a * b}{sign}{c}", result)], (a, b, c)
 
 
+def work_text(work: str, language: str) -> str:
+    """A story's equations in a sentence.
+
+    Example:
+        >>> work_text("40-10=30", "en"), work_text("40-10=30,30+5=35", "zh")
+        ('So 40-10=30.', '先40-10=30，再30+5=35。')
+    """
+    equations = work.split(",")
+    if language == "zh":
+        return f"所以{work}。" if len(equations) == 1 else f"先{'，再'.join(equations)}。"
+    return f"So {work}." if len(equations) == 1 else f"First {', then '.join(equations)}."
+
+
 class WordProblems:
     """The exercise: `dunwu.types.Exercise` for word problems.
 
@@ -186,7 +199,7 @@ class WordProblems:
         return int(text) if _INTEGER.fullmatch(text) else None
 
     def solution(self, problem: Problem) -> Message:
-        """The worked equations in the style of `rewrite`.
+        """The equations, if the problem has them, in the style of `rewrite`.
 
         Raises:
             DunwuError: the problem has no gold answer.
@@ -194,7 +207,10 @@ class WordProblems:
         gold = read_gold(problem.data)
         if gold is None:
             raise DunwuError(f'problem {problem.id}: "gold" is not an integer', "give the answer as an integer")
-        return rewrite(problem, str(problem.data.get("work") or f"={gold}"), str(gold), derive_seed(problem.id, "gold"))
+        language = "zh" if problem.meta.get("language", problem.data.get("language")) == "zh" else "en"
+        work = problem.data.get("work")
+        thinking = work_text(work, language) if isinstance(work, str) and work else ""
+        return rewrite(problem, thinking, str(gold), derive_seed(problem.id, "gold"))
 
 
 def read_gold(data: Mapping[str, Any]) -> int | None:

@@ -8,6 +8,7 @@ former and first answers like the latter; reinforcement moves it from one to the
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from random import Random
 
 from dunwu.types import UsageError
 
@@ -44,6 +45,10 @@ class Knobs:
 
     countdown: float = 0.85
     """Share of pages about Countdown; the rest is arithmetic."""
+    knights: float = 0.0
+    """Share of all pages about knights and knaves; `countdown` divides what these, and the next, leave."""
+    worked_problems: float = 0.0
+    """Share of all pages with a word problem of the task and its working."""
     word_problems: float = 0.15
     """Share of the arithmetic pages that are word problems in prose."""
     chinese: float = 0.15
@@ -54,6 +59,10 @@ class Knobs:
     """How Countdown pages outside the template solve."""
     template_hands: Hands = field(default_factory=lambda: Hands(guess=0.5, worked=0.1, search=0.15, backward=0.25))
     """How Countdown pages inside the template solve."""
+    chinese_hands: Hands | None = None
+    """How Chinese pages solve, in and outside the template; None: as the English ones."""
+    mixed_thinking: float = 0.0
+    """Share of Chinese pages whose author thinks in English, and well: always by `Hands.backward`."""
     guess_wrong: float = 0.8
     """Share of direct guesses that are wrong though they claim to work."""
     hit: float = 0.15
@@ -81,12 +90,26 @@ class Knobs:
     target_high: int = 99
     """Largest target."""
 
+    def author(self, dice: Random, chinese: bool, in_template: bool) -> tuple[str, bool]:
+        """Who writes a page: the name of a hand (`Hands`), and whether the thinking is in Chinese."""
+        if chinese and self.mixed_thinking > 0 and dice.random() < self.mixed_thinking:
+            return "backward", False
+        hands = self.template_hands if in_template else self.forum_hands
+        if chinese and self.chinese_hands is not None:
+            hands = self.chinese_hands
+        shares = hands.shares()
+        return dice.choices(list(shares), list(shares.values()))[0], chinese
+
     def validate(self) -> None:
         """Raise UsageError naming a share outside [0, 1]."""
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, float) and not 0.0 <= value <= 1.0:
                 raise UsageError(f"world knob {f.name} = {value} is not a share", "use a value from 0 to 1")
+        if self.knights + self.worked_problems > 1:
+            raise UsageError("world knobs knights and worked_problems sum to more than 1", "give smaller shares")
+        if self.chinese_hands is not None:
+            self.chinese_hands.shares()
         self.forum_hands.shares()
         self.template_hands.shares()
 

@@ -13,13 +13,15 @@ from dunwu.world.arithmetic import facts_page, word_problem
 from dunwu.world.countdown import CHINESE, ENGLISH, HANDS, forum_page, template_page
 from dunwu.world.knobs import Knobs
 from dunwu.world.puzzles import draw_puzzle
+from dunwu.world.reasoning import reasoning_page
 
 
 @dataclass(frozen=True)
 class Page:
     """One generated page and everything that is true of it.
 
-    `domain` is one of "arithmetic", "word-problem", "countdown", "countdown-template".
+    `domain` is one of "arithmetic", "word-problem", "countdown", "countdown-template", "knights", "knights-template",
+    "worked-problem", "worked-problem-template".
 
     Example:
         >>> page = next(pages(Knobs(), seed=0))
@@ -36,8 +38,8 @@ class Page:
 def pages(knobs: Knobs, seed: int, start: int = 0, split: str = "train") -> Iterator[Page]:
     """Pages `start`, `start + 1`, …; page i depends on (knobs, split, seed, i) alone.
 
-    Countdown problems come from the task's bucket of that split only, so that no page ever
-    shows a held-out problem.
+    Countdown problems, puzzles and the task's word problems come from their task's bucket of that split only, so that no
+    page ever shows a held-out problem.
     """
     knobs.validate()
     base = derive_seed("world", split, seed)
@@ -48,17 +50,22 @@ def pages(knobs: Knobs, seed: int, start: int = 0, split: str = "train") -> Iter
 def _page(dice: Random, knobs: Knobs, split: str) -> Page:
     chinese = dice.random() < knobs.chinese
     language = "zh" if chinese else "en"
+    if knobs.knights + knobs.worked_problems > 0:
+        place = dice.random()
+        if place < knobs.knights + knobs.worked_problems:
+            topic = "knights" if place < knobs.knights else "worked-problem"
+            return Page(*reasoning_page(dice, knobs, topic, chinese, split))
     if dice.random() >= knobs.countdown:
         if dice.random() < knobs.word_problems:
             return Page(word_problem(dice, chinese), "word-problem", language)
         return Page(facts_page(dice, knobs.high, chinese), "arithmetic", language)
     in_template = dice.random() < knobs.template
-    hands = (knobs.template_hands if in_template else knobs.forum_hands).shares()
-    hand = dice.choices(list(hands), list(hands.values()))[0]
+    hand, in_chinese = knobs.author(dice, chinese, in_template)
     puzzle = draw_puzzle(dice, knobs, split)
-    thinking = HANDS[hand](dice, puzzle, knobs, CHINESE if chinese else ENGLISH)
+    thinking = HANDS[hand](dice, puzzle, knobs, CHINESE if in_chinese else ENGLISH)
     truth = {"numbers": list(puzzle.numbers), "target": puzzle.target, "hand": hand}
     truth |= {"solved": thinking.solved, "answer": thinking.answer}
+    truth["thinking_language"] = "zh" if in_chinese else "en"
     if in_template:
         return Page(template_page(puzzle, chinese, thinking), "countdown-template", language, truth)
     return Page(forum_page(dice, puzzle, chinese, thinking), "countdown", language, truth)
