@@ -1,0 +1,151 @@
+"""The recipe grpo on a model made on the spot: it runs, resumes bit for bit, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dunwu.cli import main
+from dunwu.data.tokenizer import train_from_texts
+from dunwu.log import Run, read_metrics, read_rollouts
+from dunwu.model.config import model_preset
+from dunwu.model.hf import load_model, save_model
+from dunwu.model.transformer import Transformer
+from dunwu.recipes import grpo, reinforce
+from dunwu.recipes.grpo_config import GrpoRunConfig
+from dunwu.store import Store
+from dunwu.train.config import GrpoConfig
+from dunwu.types import DunwuError, UsageError
+
+TASK = """
+def problems(split):
+    first, step = {"train": (0, 5), "valid": (1, 5), "test": (2, 5)}[split]
+    return [{"n": n} for n in range(first, 100, step)]
+
+def prompt(problem):
+    return [{"role": "user", "content": f"{problem['n']}"}]
+
+def score(problem, completion):
+    return float(completion == gold(problem))
+
+def gold(problem):
+    return f"{problem['n']}!"
+"""
+REWARD = """
+def tall(completions, **columns):
+    assert len(columns["n"]) == len(columns["prompts"]) == len(columns["completion_ids"]) == len(completions)
+    assert columns["prompts"][0] == [{"role": "user", "content": str(columns["n"][0])}]
+    return [float(sum(map(ord, c[0]["content"])) % 2) for c in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, a task file and a reward file."""
+    home = tmp_path_factory.mktemp("grpo")
+    encoder = train_from_texts([str(n) for n in range(100)], 280)
+    model = Transformer(model_preset("tiny", encoder.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_model(model, home / "model", encoder.end_id)
+    encoder.save(home / "model", model.config.max_position_embeddings)
+    (home / "bang.py").write_text(TASK)
+    (home / "rewards.py").write_text(REWARD)
+    return home
+
+
+def config_of(folder: Path) -> GrpoRunConfig:
+    return GrpoRunConfig(
+        model=str(folder / "model"),
+        task=str(folder / "bang.py"),
+        reward=(f"{folder / 'rewards.py'}:tall",),
+        reward_weights=(0.5,),
+        grpo=GrpoConfig(steps=4, problems=2, group_size=4, max_tokens=6, warmup=1, kl_coef=0.01, reference_every=3),
+        held_out=4,
+        held_out_every=2,
+        save_every=1,
+    )
+
+
+def tell(config: GrpoRunConfig, home: Path) -> bytes:
+    """Run the recipe; returns the final weights."""
+    with Run.open(home / "run", "grpo", config, 0, Store(home / "store")) as run:
+        grpo.run(run, config)
+    record = json.loads((home / "run" / "stages" / "grpo.json").read_text())
+    artifact = Store(home / "store").find(record["key"])
+    assert artifact is not None
+    load_model(artifact.path / "model")
+    return (artifact.path / "model" / "model.safetensors").read_bytes()
+
+
+def test_rewards_are_logged_and_a_stopped_run_resumes_bit_for_bit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(folder)
+    whole = tell(config, tmp_path / "whole")
+    assert whole != (folder / "model" / "model.safetensors").read_bytes()
+    lines = [line for line in read_metrics(tmp_path / "whole" / "run") if line["stage"] == "grpo"]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert line["grpo/reward"] == 0.5 * line["grpo/reward/tall"]
+        assert line["grpo/verifier_errors"] == 0
+    curve = [line["step"] for line in read_metrics(tmp_path / "whole" / "run") if line["stage"] == "held-out"]
+    assert curve == [0, 2, 4]
+
+    save, saved = reinforce.save_state, []
+
+    def stop_after_two(*given: object) -> None:
+        save(*given)  # type: ignore[arg-type]
+        saved.append(1)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reinforce, "save_state", stop_after_two)
+        tell(config, tmp_path / "cut")
+    assert tell(config, tmp_path / "cut") == whole
+    timed = ("time", "seconds", "per_second")
+    kept = [
+        [{k: v for k, v in line.items() if not k.endswith(timed)} for line in read_metrics(tmp_path / home / "run")]
+        for home in ("whole", "cut")
+    ]
+    assert kept[0] == kept[1]
+    assert [*read_rollouts(tmp_path / "whole" / "run")] == [*read_rollouts(tmp_path / "cut" / "run")]
+
+
+def test_a_change_of_the_task_file_is_another_stage(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "bang.py"
+    other.write_text(TASK.replace("!", "?"))
+    config = config_of(folder)
+    keys = [grpo._key(c, folder / "model", 0) for c in (config, replace(config, task=str(other)))]
+    assert keys[0] != keys[1]
+    assert keys[0] == grpo._key(config, folder / "model", 0)
+
+
+def test_what_cannot_work_is_said_before_anything_begins(folder: Path, tmp_path: Path) -> None:
+    good = config_of(folder)
+    for number, (wrong, said) in enumerate(
+        (
+            (replace(good, model=""), "--model FOLDER"),
+            (replace(good, reward_weights=(1.0, 2.0)), "2 reward_weights for 1 rewards"),
+            (replace(good, reward=(), reward_weights=(), task_weight=1.0), "task_weight without reward"),
+            (replace(good, reward=("rewards.py",)), "not FILE.py:FUNCTION"),
+            (replace(good, reward=(f"{folder / 'rewards.py'}:small",)), "no function small"),
+            (replace(good, grpo=replace(good.grpo, max_tokens=100_000)), "exceed the model's"),
+        )
+    ):
+        with pytest.raises((UsageError, DunwuError), match=said):
+            tell(wrong, tmp_path / str(number))
+        assert not list((tmp_path / str(number)).glob("run/stages/*"))
+
+
+def test_the_command_runs_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUNWU_HOME", str(tmp_path / "store"))
+    words = ["run", "grpo", "--preset", "tiny", "--out", str(tmp_path / "run"), "--model", str(folder / "model")]
+    words += ["--task", str(folder / "bang.py"), "--grpo.steps", "1", "--grpo.max-tokens", "4", "--held-out", "2"]
+    assert main(words) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert main(["eval", f"{tmp_path / 'run'}:grpo", "--task", str(folder / "bang.py"), "--n", "2", "--json"]) == 0
