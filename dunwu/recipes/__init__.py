@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dunwu.log import Run
-from dunwu.recipes import configs, grpo_config
+from dunwu.recipes import configs, grpo_config, sft_config
 from dunwu.types import UsageError
 
 
@@ -66,6 +66,13 @@ RECIPES: dict[str, Recipe] = {
             config=configs.PretrainRunConfig,
             presets=configs.PRETRAIN_PRESETS,
             run="dunwu.recipes.pretrain:run",
+        ),
+        Recipe(
+            name="sft",
+            summary="fine-tuning on your own conversations: --model FOLDER --data FILE [FILE …]",
+            config=sft_config.SftRunConfig,
+            presets=sft_config.SFT_PRESETS,
+            run="dunwu.recipes.sft:run",
         ),
         Recipe(
             name="grpo",

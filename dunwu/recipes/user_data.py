@@ -43,8 +43,8 @@ def write_bad_rows(work: Path, bad: Sequence[Unusable], left: int) -> None:
     write_atomically(work / BAD_ROWS, "".join(line + "\n" for line in lines))
     if not left:
         _tell(bad)
-        first = f"; the first: {bad[0]}" if bad else ""
-        raise DunwuError(f"no row can be used, of {len(bad)}{first}", "see the format in docs/sft.md")
+        what = f"none of the {len(bad)} rows can be used; the first: {bad[0]}" if bad else "the files hold no rows"
+        raise DunwuError(what, "one JSON object a line; docs/sft.md shows the forms")
 
 
 def tell_bad_rows(run: Run, artifact: Artifact) -> None:
