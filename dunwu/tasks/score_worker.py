@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -143,7 +143,7 @@ def serve(settings: str) -> None:
         answers.flush()
 
     try:
-        score = UserFile(Path(path)).functions["score"]
+        file = UserFile(Path(path))
     except Exception as error:  # noqa: BLE001 - whatever the file does is told to the parent
         say({"error": complaint(Path(path), error)})
         return
@@ -153,15 +153,15 @@ def serve(settings: str) -> None:
             call = json.loads(line)
             # If the parent is gone nobody will kill a hanging call: this does, even inside one long C call.
             faulthandler.dump_traceback_later(2 * seconds + 10, exit=True, file=nowhere)
-            say(_answer(Path(path), score, call["problem"], call["completion"]))
+            say(_answer(file, call["problem"], call["completion"]))
             faulthandler.cancel_dump_traceback_later()
 
 
-def _answer(path: Path, score: Callable[..., Any], problem: dict[str, Any], completion: str) -> dict[str, Any]:
+def _answer(file: UserFile, problem: dict[str, Any], completion: str) -> dict[str, Any]:
     try:
-        return {"value": read_score(score(problem, completion))}
+        return {"value": read_score(file.functions["score"](problem, completion))}
     except Exception as error:  # noqa: BLE001 - a score that raises is an error verdict, never a zero
-        return {"error": complaint(path, error), "alive": True}
+        return {"error": complaint(file.path, error, file.line_of("score")), "alive": True}
 
 
 def read_score(value: Any) -> float | dict[str, float]:
