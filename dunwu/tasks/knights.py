@@ -149,7 +149,7 @@ def try_cases(
 
     Example:
         >>> try_cases([("A", "knave", "B"), ("B", "different", "A", "B")], [{"A": True, "B": True}], "en")
-        [('If A knight, B knight: A says false, no', False)]
+        [('If A knight, B knight: A false no', False)]
     """
     lines = []
     for assigned in order:
@@ -157,16 +157,16 @@ def try_cases(
         for who, what, *whom in statements:
             truth = true_of(what, [assigned[name] for name in whom])
             if language == "zh":
-                checks.append(f"{who}说{'真' if truth else '假'}")
+                checks.append(f"{who}{'真' if truth else '假'}")
             else:
-                checks.append(f"{who} says {'true' if truth else 'false'}")
+                checks.append(f"{who} {'true' if truth else 'false'}")
             fits = truth == assigned[who]
             if not fits:
                 break
         if language == "zh":
             line = f"若{answer_text(assigned, 'zh')}：{'，'.join(checks)}，{'对了！' if fits else '不对'}"
         else:
-            line = f"If {answer_text(assigned, 'en')}: {', '.join(checks)}, {'yes!' if fits else 'no'}"
+            line = f"If {answer_text(assigned, 'en')}: {', '.join(checks)} {'yes!' if fits else 'no'}"
         lines.append((line, fits))
     return lines
 

@@ -86,7 +86,7 @@ def rewrite(problem: Problem, thinking: str, answer: str, seed: int) -> Message:
         Let me keep 3:12-7=5
         24-3=21 no
         >>> message.content
-        'I can make 24 with <answer>12+7+5</answer>.'
+        '24 is <answer>12+7+5</answer>.'
     """
     language = problem.meta.get("language", problem.data.get("language"))
     language = language if language in _PHRASES else "en"

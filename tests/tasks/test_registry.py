@@ -10,12 +10,13 @@ from subprocess import run
 import pytest
 
 from dunwu.tasks import Countdown, catalogue, get_task, load_template, task_names
+from dunwu.tasks.frames import Framed
 from dunwu.tasks.templates import question
 from dunwu.types import DunwuError, Problem, UsageError
 
 
 def test_names_and_options() -> None:
-    assert task_names() == ("countdown",)
+    assert task_names() == ("countdown", "word-problems", "knights")
     task = get_task("countdown", operands=4, high=9)
     assert isinstance(task, Countdown)
     assert (task.config.operands, task.config.high) == (4, 9)
@@ -30,14 +31,36 @@ def test_unknown_names_the_nearest() -> None:
         get_task("countdown", operand=4)
 
 
-def test_catalogue_is_json_and_its_example_holds() -> None:
-    (entry,) = json.loads(json.dumps(catalogue()))
-    assert entry["name"] == "countdown"
-    assert set(entry) == {"name", "summary", "problem", "rewards", "splits", "options", "example"}
-    example = entry["example"]
-    assert set(entry["problem"]) == set(example["problem"])
-    verdict = get_task("countdown").score(Problem("countdown", "", example["problem"], ""), example["gold"])
-    assert set(entry["rewards"]) == {name for name, reward in verdict.rewards.items() if reward == 1.0}
+def test_catalogue_is_json_and_its_examples_hold() -> None:
+    """From the problem's data alone, as `dunwu score` has it."""
+    entries = json.loads(json.dumps(catalogue()))
+    assert tuple(entry["name"] for entry in entries) == task_names()
+    for entry in entries:
+        assert set(entry) == {"name", "summary", "problem", "rewards", "splits", "options", "example"}
+        example = entry["example"]
+        assert set(entry["problem"]) == set(example["problem"])
+        verdict = get_task(entry["name"]).score(Problem(entry["name"], "", example["problem"], ""), example["gold"])
+        assert set(entry["rewards"]) == {name for name, reward in verdict.rewards.items() if reward == 1.0}
+
+
+def test_options_of_framed_tasks() -> None:
+    task = get_task("knights", frame="chat", chinese=1.0, three=0, language_weight=2)
+    assert isinstance(task, Framed)
+    problem = task.problem("test", 0, 0)
+    assert problem.meta["language"] == "zh" and len(problem.data["statements"]) <= 3
+    assert task.score(problem, task.gold(problem)).reward == 4.0
+    with pytest.raises(UsageError, match=r"task 'knights' has no option 'operands'"):
+        get_task("knights", operands=3)
+    with pytest.raises(UsageError, match=r"did you mean 'chinese'"):
+        get_task("word-problems", chines=1)
+    with pytest.raises(UsageError, match="unknown frame 'chatt'"):
+        get_task("word-problems", frame="chatt")
+    for bad in (-0.1, 1.5, "half", True, float("nan")):
+        with pytest.raises(UsageError, match="is not a share"):
+            get_task("word-problems", chinese=bad)
+    for bad in (float("inf"), float("nan"), "1", True):
+        with pytest.raises(UsageError, match="number"):
+            get_task("word-problems", accuracy_weight=bad)
 
 
 def test_question() -> None:
