@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dunwu.log import Run
-from dunwu.recipes import configs, grpo_config, sft_config
+from dunwu.recipes import configs, grpo_config, rm_config, sft_config
 from dunwu.types import UsageError
 
 
@@ -73,6 +73,13 @@ RECIPES: dict[str, Recipe] = {
             config=sft_config.SftRunConfig,
             presets=sft_config.SFT_PRESETS,
             run="dunwu.recipes.sft:run",
+        ),
+        Recipe(
+            name="rm",
+            summary="a reward model from your own pairs or labels: --model FOLDER --data FILE --kind pairwise|pointwise",
+            config=rm_config.RmRunConfig,
+            presets=rm_config.RM_PRESETS,
+            run="dunwu.recipes.rm:run",
         ),
         Recipe(
             name="grpo",

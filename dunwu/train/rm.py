@@ -152,15 +152,17 @@ def label_of(example: ChatExample) -> bool:
     """The label of a pointwise row: `meta["safe"]`, else `meta["label"]`; true and 1 are good, false and 0 bad.
 
     Raises:
-        DunwuError: there is none.
+        DunwuError: there is none, or another value.
 
     Example:
         >>> label_of(ChatExample((), {"safe": True})), label_of(ChatExample((), {"label": 0}))
         (True, False)
     """
     label = example.meta.get("safe", example.meta.get("label"))
-    if label not in (0, 1):  # True and 1 are equal, so are 1.0 and 1
-        raise DunwuError(f"the label is {label!r}", 'write "meta": {"safe": true} or false')
+    if not isinstance(label, int | float) or label not in (0, 1):  # True and 1 are equal
+        raise DunwuError(
+            "no label" if label is None else f"the label is {label!r}", 'write "meta": {"safe": true} or false'
+        )
     return bool(label)
 
 
@@ -288,7 +290,7 @@ def train_rm(
         )
         loss_sum, margins = 0.0, []
         for micro in _micro_batches(chosen, config.micro_tokens):
-            margin_B = _score_rows(model, micro)
+            margin_B = _row_margins(model, micro)
             loss = F.softplus(-margin_B).sum() / len(chosen)
             torch.autograd.backward(loss)
             loss_sum += float(loss.detach())
@@ -319,9 +321,9 @@ def _micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
     return batches
 
 
-def _score_rows(model: RewardModel, rows: Sequence[Row]) -> Tensor:
+def _row_margins(model: RewardModel, rows: Sequence[Row]) -> Tensor:
     """Margins (B,) of the rows, with gradient; all sides go through the model in one batch."""
-    scores = iter(_score_ids(model, [side for row in rows for side in row.sides]))
+    scores = iter(_scores(model, [side for row in rows for side in row.sides]))
     margins = []
     for row in rows:
         good = next(scores) if row.good is not None else None
@@ -329,7 +331,7 @@ def _score_rows(model: RewardModel, rows: Sequence[Row]) -> Tensor:
     return torch.stack(margins)
 
 
-def _score_ids(model: RewardModel, texts: Sequence[Sequence[int]]) -> Tensor:
+def _scores(model: RewardModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """Scores (B,) of token sequences, padded on the right; the padding's id is never looked at."""
     width = max(map(len, texts))
     ids = torch.zeros(len(texts), width, dtype=torch.long)
@@ -341,6 +343,23 @@ def _score_ids(model: RewardModel, texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 # ---- scoring --------------------------------------------------------------------------------
+
+
+def score_ids(model: RewardModel, texts: Sequence[Sequence[int]], micro_tokens: int = 16_384) -> list[float]:
+    """Raw scores of encoded conversations, in order: batched by length, dropout off, the model left as it was."""
+    was_training = model.training
+    model.eval()
+    scores = [0.0] * len(texts)
+    left = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
+    with torch.inference_mode():
+        while left:
+            take = max(1, micro_tokens // len(texts[left[0]]))
+            found = _scores(model, [texts[n] for n in left[:take]]).tolist()
+            for n, score in zip(left[:take], found, strict=True):
+                scores[n] = score
+            left = left[take:]
+    model.train(was_training)
+    return scores
 
 
 class Scorer:
@@ -366,21 +385,8 @@ class Scorer:
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Raw scores of conversations that end with the reply to judge; its thinking is seen only if the view says so."""
         shown = (seen(messages, self.meaning.view) for messages in conversations)
-        return self.score_ids([encode_conversation(self.tokenizer, messages).ids for messages in shown])
-
-    def score_ids(self, texts: Sequence[Sequence[int]]) -> list[float]:
-        """Raw scores of encoded conversations, in order."""
-        self.model.eval()
-        scores = [0.0] * len(texts)
-        left = sorted(range(len(texts)), key=lambda n: -len(texts[n]))
-        with torch.inference_mode():
-            while left:
-                take = max(1, self.micro_tokens // max(1, len(texts[left[0]])))
-                found = _score_ids(self.model, [texts[n] for n in left[:take]]).tolist()
-                for n, score in zip(left[:take], found, strict=True):
-                    scores[n] = score
-                left = left[take:]
-        return scores
+        texts = [encode_conversation(self.tokenizer, messages).ids for messages in shown]
+        return score_ids(self.model, texts, self.micro_tokens)
 
     def normalised(self, scores: Sequence[float]) -> list[float]:
         """Scores in standard deviations from the mean of the replies the model was calibrated on."""
