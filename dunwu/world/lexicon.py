@@ -156,9 +156,7 @@ def _people() -> dict[str, Person]:
     for place, name in enumerate(names):
         dice = Random(derive_seed("world person", name))
         chinese = _SURNAMES[place % len(_SURNAMES)] + _GIVEN[place // len(_SURNAMES)]
-        made[name] = Person(
-            name, chinese, dice.choice(list(CITIES)), dice.randint(1950, 1989), dice.choice(list(JOBS))
-        )
+        made[name] = Person(name, chinese, dice.choice(list(CITIES)), dice.randint(1950, 1989), dice.choice(list(JOBS)))
     return made
 
 
