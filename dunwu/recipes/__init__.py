@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dunwu.log import Run
-from dunwu.recipes import configs, grpo_config, rm_config, sft_config
+from dunwu.recipes import configs, grpo_config, reject_config, rm_config, sft_config
 from dunwu.types import UsageError
 
 
@@ -87,6 +87,13 @@ RECIPES: dict[str, Recipe] = {
             config=grpo_config.GrpoRunConfig,
             presets=grpo_config.GRPO_PRESETS,
             run="dunwu.recipes.grpo:run",
+        ),
+        Recipe(
+            name="reject",
+            summary="rejection sampling: --model FOLDER_or_URL --task NAME_or_FILE.py | --data FILE --judge FOLDER_or_URL",
+            config=reject_config.RejectRunConfig,
+            presets=reject_config.REJECT_PRESETS,
+            run="dunwu.recipes.reject:run",
         ),
     )
 }

@@ -61,7 +61,9 @@ class RejectRunConfig:
         if not self.task and not self.data:
             raise UsageError("there are no problems", "give --task NAME, or --data FILE, or both")
         if not self.task and not self.judge:
-            raise UsageError("nobody says which samples are right", "give --task NAME_or_FILE.py, or --judge FOLDER_or_URL")
+            raise UsageError(
+                "nobody says which samples are right", "give --task NAME_or_FILE.py, or --judge FOLDER_or_URL"
+            )
         for name in ("problems", "samples", "max_tokens", "concurrency", "chunk"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "use 1 or more")

@@ -30,7 +30,7 @@ def pair_prompt(messages: Sequence[Message], first: Message, second: Message) ->
         'Answer with one JSON object and nothing else: {"reason": "one sentence", "winner": "A" or "B" or "tie", '
         '"score": 1 to 5}. The score says how much better the winner is, 1 hardly, 5 far.'
     )
-    parts = [*((message.role, message.content) for message in messages)]
+    parts: list[tuple[str, str]] = [(message.role, message.content) for message in messages]
     return instructions + _sections([*parts, ("reply A", first.content), ("reply B", second.content)])
 
 
@@ -45,7 +45,7 @@ def answer_prompt(messages: Sequence[Message], reply: Message, gold: str | None 
         "the user's language, what it states is true, and it does no harm.\n"
     )
     form = 'Answer with one JSON object and nothing else: {"analysis": "one sentence", "correct": true or false}.'
-    parts = [*((message.role, message.content) for message in messages)]
+    parts: list[tuple[str, str]] = [(message.role, message.content) for message in messages]
     parts += [("right answer", gold)] if gold is not None else []
     return (unknown if gold is None else known) + form + _sections([*parts, ("reply", reply.content)])
 
