@@ -1,0 +1,303 @@
+"""On-policy distillation: the loss equals its oracles, the student comes to its teacher, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dunwu.data.tokenizer import Tokenizer, train_from_texts
+from dunwu.model.config import ModelConfig
+from dunwu.model.transformer import Transformer
+from dunwu.rollout.engine import Engine
+from dunwu.train import distill as distill_module
+from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
+from dunwu.train.distill import collect, on_policy_distill, reverse_kl, rows_of, update
+from dunwu.train.distill_config import DistillConfig
+from dunwu.train.grpo import Learner, Row
+from dunwu.train.optim import MasterAdamW
+from dunwu.train.steps import TrainStep
+from dunwu.types import DunwuError, Message, Problem, SamplingParams, UsageError, Verdict
+
+CONFIG = DistillConfig(steps=3, problems=4, group_size=2, max_tokens=6, warmup=0, lr=3e-3, schedule="constant")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_from_texts(["3+4=7, 12-7=5 no", "Wait, 5*3=15"], 280)
+
+
+class Lengths:
+    """Verdict "accuracy" 1 for completions of an even length; one problem in two is a conversation."""
+
+    name = "lengths"
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        messages = (Message("user", f"{index}?"),) if index % 2 else ()
+        return Problem(self.name, f"{split}-{seed}-{index}", {"index": index}, f"{index % 7}+", messages=messages)
+
+    def score(self, problem: Problem, completion: str) -> Verdict:
+        right = float(len(completion) % 2 == 0)
+        return Verdict({"accuracy": right}, right)
+
+    def gold(self, problem: Problem) -> str:
+        return "ok"
+
+    def answer_key(self, problem: Problem, answer: str | None) -> str | None:
+        return answer
+
+
+def network(tokenizer: Tokenizer, seed: int = 0, width: int = 32, vocab: int = 0) -> Transformer:
+    config = ModelConfig(
+        vocab_size=vocab or tokenizer.vocab_size,
+        hidden_size=width,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        initializer_range=0.3,
+    )
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+def learner_of(model: Transformer) -> Learner:
+    return Learner(model, MasterAdamW(model, weight_decay=0.0))
+
+
+def steps_of(
+    learner: Learner, teacher: Transformer, tokenizer: Tokenizer, config: DistillConfig = CONFIG, start: int = 0
+) -> list[TrainStep]:
+    engine = Engine(learner.policy, tokenizer, lambda: learner.optimizer.version)
+    return list(on_policy_distill(learner, teacher, engine, tokenizer, Lengths(), config, 0, start))
+
+
+# ---- the loss
+
+
+def pair(rows: int = 7, vocab: int = 11, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(3 * torch.randn(rows, vocab, generator=generator, dtype=dtype) for _ in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+@pytest.mark.parametrize("chunk", [1, 25, 10_000])
+def test_equals_torch_kl_div_and_its_gradient(temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill_module, "CHUNK_VALUES", chunk)
+    student, teacher = pair()
+    mine, theirs = (student.clone().requires_grad_() for _ in range(2))
+    kl_N = reverse_kl(mine, teacher, temperature)
+    # F.kl_div(input, target) is KL(target ‖ exp(input)).
+    oracle_N = F.kl_div(
+        F.log_softmax(teacher / temperature, -1),
+        F.log_softmax(theirs / temperature, -1),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    torch.testing.assert_close(kl_N, oracle_N, rtol=1e-12, atol=1e-12)
+    weights = torch.arange(1.0, len(kl_N) + 1, dtype=torch.float64)
+    (weights * kl_N).sum().backward()
+    (weights * oracle_N).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_gradient_is_that_of_finite_differences() -> None:
+    student, teacher = pair(2, 5)
+    assert torch.autograd.gradcheck(lambda x: reverse_kl(x, teacher, 0.8), (student.requires_grad_(),))
+
+
+def test_zero_with_zero_gradient_where_student_is_teacher() -> None:
+    student, _ = pair(dtype=torch.float32)
+    mine = student.clone().requires_grad_()
+    kl_N = reverse_kl(mine, student)
+    kl_N.sum().backward()
+    assert kl_N.abs().max() == 0 and mine.grad is not None and mine.grad.abs().max() == 0
+
+
+def test_it_is_the_reverse_and_not_the_forward_divergence() -> None:
+    student = torch.tensor([[4.0, 0.0, 0.0]])
+    teacher = torch.tensor([[4.0, 4.0, 0.0]])
+    forward = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
+    # A student on one of the teacher's two modes pays ln 2 at most; the other way round it pays for the mode it misses.
+    assert float(reverse_kl(student, teacher)) < math.log(2) < float(forward)
+
+
+def test_bf16_logits_are_compared_in_fp32() -> None:
+    student, teacher = pair(dtype=torch.bfloat16)
+    kl_N = reverse_kl(student, teacher)
+    assert kl_N.dtype == torch.float32
+    torch.testing.assert_close(kl_N, reverse_kl(student.float(), teacher.float()))
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        reverse_kl(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+# ---- the update
+
+
+def rows_drawn(tokenizer: Tokenizer, model: Transformer, count: int = 8) -> list[Row]:
+    """Completions of several lengths with the model's own logprobs."""
+    rows = []
+    engine = Engine(model, tokenizer)
+    for n in range(count):
+        prompt = list(range(40, 42 + n % 3))
+        c = engine.sample([prompt], [[n]], SamplingParams(max_tokens=1 + n))[0][0]
+        rows.append(Row((*prompt, *c.token_ids), len(prompt), c.sampler_logprobs, 0.0, n))
+    return rows
+
+
+def gradient_after(tokenizer: Tokenizer, rows: Sequence[Row], micro_tokens: int) -> tuple[Tensor, dict[str, float]]:
+    """The first moment after one update from zero is (1 - β1) × the gradient."""
+    student, teacher = network(tokenizer), network(tokenizer, seed=1)
+    learner = learner_of(student)
+    metrics = update(
+        learner, teacher, rows, replace(CONFIG, micro_tokens=micro_tokens, max_grad_norm=0.0), 0.0, 0, None
+    )
+    return learner.optimizer.first / 0.1, metrics
+
+
+def test_micro_batches_padding_and_row_order_change_nothing(tokenizer: Tokenizer) -> None:
+    rows = rows_drawn(tokenizer, network(tokenizer))
+    whole, metrics = gradient_after(tokenizer, rows, 10_000)
+    for micro_tokens, order in ((1, rows), (24, rows), (24, rows[::-1])):
+        part, same = gradient_after(tokenizer, order, micro_tokens)
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-7)
+        assert same["distill/reverse_kl"] == pytest.approx(metrics["distill/reverse_kl"], rel=1e-5)
+
+
+def test_loss_is_the_mean_over_completion_tokens_and_prompts_have_no_part(tokenizer: Tokenizer) -> None:
+    student, teacher = network(tokenizer), network(tokenizer, seed=1)
+    rows = rows_drawn(tokenizer, student)
+    total = count = 0.0
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        logits_T = (model(ids)[0, row.prompt_length - 1 : -1].detach().double() for model in (student, teacher))
+        s, t = (F.log_softmax(logits, -1) for logits in logits_T)
+        total += float((s.exp() * (s - t)).sum())
+        count += row.completion_length
+    _, metrics = gradient_after(tokenizer, rows, 64)
+    assert metrics["distill/reverse_kl"] == pytest.approx(total / count, rel=1e-5)
+    assert metrics["distill/trained_tokens"] == count
+
+
+def test_teacher_is_left_as_it_was(tokenizer: Tokenizer) -> None:
+    teacher = network(tokenizer, seed=1)
+    teacher.set_dropout(0.5)
+    teacher.train()
+    before = copy.deepcopy(teacher.state_dict())
+    steps_of(learner_of(network(tokenizer)), teacher, tokenizer)
+    assert not teacher.training
+    assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+# ---- the loop
+
+
+def test_a_student_that_is_its_teacher_does_not_move(tokenizer: Tokenizer) -> None:
+    student = network(tokenizer)
+    before = [p.detach().clone() for p in student.parameters()]
+    (step,) = steps_of(learner_of(student), copy.deepcopy(student), tokenizer, replace(CONFIG, steps=1))
+    assert step.metrics["distill/reverse_kl"] == 0 and step.metrics["distill/agreement"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+def test_the_student_comes_to_a_larger_teacher(tokenizer: Tokenizer) -> None:
+    config = replace(CONFIG, steps=40, problems=8, lr=1e-2)
+    steps = steps_of(learner_of(network(tokenizer)), network(tokenizer, seed=1, width=48), tokenizer, config)
+    curve = [step.metrics["distill/reverse_kl"] for step in steps]
+    assert sum(curve[-5:]) < 0.65 * sum(curve[:5])
+
+
+def test_steps_carry_groups_and_metrics_of_what_was_sampled(tokenizer: Tokenizer) -> None:
+    first, second, _ = steps_of(learner_of(network(tokenizer)), network(tokenizer, seed=1), tokenizer)
+    rollouts = [rollout for group in first.groups for rollout in group.rollouts]
+    assert len(rollouts) == 8 and len({rollout.completion.text for rollout in rollouts}) > 2
+    assert {group.problem.data["index"] for group in (*first.groups, *second.groups)} == set(range(8))
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    assert first.metrics["distill/length"] == pytest.approx(sum(lengths) / 8)
+    assert first.metrics["distill/trained_tokens"] == sum(lengths)
+    assert first.metrics["distill/accuracy"] == sum(r.verdict.reward for r in rollouts) / 8
+    assert first.metrics["distill/sampler_mismatch"] < 1e-3
+    assert [step.metrics["distill/weight_version"] for step in (first, second)] == [1.0, 2.0]
+    chat = next(group for group in first.groups if group.problem.messages)
+    assert tokenizer.decode(chat.prompt_ids).endswith("<|im_start|>assistant\n")
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    teacher = network(tokenizer, seed=1)
+    whole = learner_of(network(tokenizer))
+    reference = steps_of(whole, teacher, tokenizer)
+    killed = learner_of(network(tokenizer))
+    engine = Engine(killed.policy, tokenizer, lambda: killed.optimizer.version)
+    loop = on_policy_distill(killed, teacher, engine, tokenizer, Lengths(), CONFIG, 0)
+    next(loop)
+    save_checkpoint(tmp_path, killed.optimizer.state(), {"version": killed.optimizer.version})
+    resumed = learner_of(network(tokenizer, seed=9))
+    tensors, state = load_checkpoint(tmp_path) or pytest.fail("no checkpoint")
+    resumed.optimizer.load(tensors, state["version"])
+    rest = steps_of(resumed, teacher, tokenizer, start=1)
+    assert [step.n for step in rest] == [2, 3]
+    assert [step.groups for step in rest] == [step.groups for step in reference[1:]]
+    assert torch.equal(resumed.optimizer.master, whole.optimizer.master)
+
+
+# ---- what is refused
+
+
+def test_vocabularies_that_differ_are_refused(tokenizer: Tokenizer) -> None:
+    teacher = network(tokenizer, vocab=tokenizer.vocab_size + 8)
+    size = tokenizer.vocab_size
+    with pytest.raises(DunwuError, match=f"the student has {size} tokens, the teacher {size + 8}"):
+        steps_of(learner_of(network(tokenizer)), teacher, tokenizer)
+
+
+def test_a_sampler_that_is_not_the_student_is_refused(tokenizer: Tokenizer) -> None:
+    learner = learner_of(network(tokenizer))
+    stranger = Engine(network(tokenizer, seed=5), tokenizer)
+    with pytest.raises(DunwuError, match="sampler and student disagree"):
+        next(on_policy_distill(learner, network(tokenizer), stranger, tokenizer, Lengths(), CONFIG, 0))
+
+
+def test_numbers_gone_bad_stop_the_run_before_the_update(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    teacher = network(tokenizer, seed=1)
+    with torch.no_grad():
+        teacher.head_weight.fill_(math.nan)
+    learner = learner_of(network(tokenizer))
+    before = learner.optimizer.master.clone()
+    engine = Engine(learner.policy, tokenizer)
+    with pytest.raises(DunwuError, match="loss is nan at step 1"):
+        next(on_policy_distill(learner, teacher, engine, tokenizer, Lengths(), CONFIG, 0, folder=tmp_path))
+    assert torch.equal(before, learner.optimizer.master)
+    saved = json.loads((tmp_path / "offending_batch.json").read_text())
+    groups = collect(engine, tokenizer, Lengths(), CONFIG, 0, 0)
+    assert saved == [list(row.ids) for row in rows_of(groups)]
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"problems": 0}, {"steps": 0}, {"temperature": math.nan}])
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        replace(CONFIG, **wrong).validate()  # type: ignore[arg-type]
+
+
+def test_truncated_and_unscored_samples_are_trained(tokenizer: Tokenizer) -> None:
+    class Broken(Lengths):
+        def score(self, problem: Problem, completion: str) -> Verdict:
+            return Verdict({}, 0.0, "error", "broken")
+
+    learner = learner_of(network(tokenizer))
+    engine = Engine(learner.policy, tokenizer)
+    loop = on_policy_distill(learner, network(tokenizer, seed=1), engine, tokenizer, Broken(), CONFIG, 0)
+    metrics = next(loop).metrics
+    assert metrics["distill/verifier_errors"] == 8 and metrics["distill/trained_tokens"] > 0
+    assert "distill/accuracy" not in metrics
