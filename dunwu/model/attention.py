@@ -44,8 +44,7 @@ def segment_mask(segments_BT: Tensor, dtype: torch.dtype) -> SegmentMask:
     """
     T = segments_BT.shape[1]
     if segments_BT.device.type != "cpu":
-        same = segments_BT[:, :, None] == segments_BT[:, None, :]
-        return SegmentMask(same.tril()[:, None])
+        return SegmentMask(visible_keys(segments_BT))
     chunks = []
     for start in range(0, T, CHUNK):
         end = min(T, start + CHUNK)
@@ -56,6 +55,16 @@ def segment_mask(segments_BT: Tensor, dtype: torch.dtype) -> SegmentMask:
         bias = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
         chunks.append((first, bias))
     return SegmentMask(None, tuple(chunks))
+
+
+def visible_keys(segments_BT: Tensor) -> Tensor:
+    """(B, 1, T, T) bool: may the query of a place (third axis) see the key of another (fourth)?
+
+    Example:
+        >>> visible_keys(torch.tensor([[1, 1, 2]]))[0, 0].int().tolist()
+        [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    """
+    return (segments_BT[:, :, None] == segments_BT[:, None, :]).tril()[:, None]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask | None = None) -> Tensor:
