@@ -28,15 +28,13 @@ from dunwu.eval.report_parts import (
     number,
     right_or_wrong,
     safe,
-    signed_bar,
     stage_figure,
     table,
 )
+from dunwu.eval.report_samples import legend, problem_text, sampled_group
 
 # Even if an escape were missed, nothing could run or be loaded.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-SHOWN_ROLLOUTS = 6
-"""Rollouts of a group that are open; the others unfold."""
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -160,10 +158,10 @@ def _completions(data: Mapping[str, Any]) -> str:
     shown = data["evidence"].get("shown") or []
     if not shown:
         return head + note("No held-out completions: the evidence stage has not run.")
-    parts = [head, _legend()]
+    parts = [head, legend()]
     for row in shown:
         problem = row.get("problem") or {}
-        parts.append(f'<p class="problem">{_problem(problem)}</p><div class="row">')
+        parts.append(f'<p class="problem">{problem_text(problem)}</p><div class="row">')
         for said in row.get("completions") or []:
             facts = f"{number(said.get('length'))} tokens · reward {number(said.get('reward'))}"
             parts.append(
@@ -173,30 +171,6 @@ def _completions(data: Mapping[str, Any]) -> str:
             )
         parts.append("</div>")
     return "".join(parts)
-
-
-def _legend() -> str:
-    samples = (
-        ("eq true", "12-7=5", "true sum"),
-        ("eq false", "12+7=24", "false sum"),
-        ("verdict true", "no", "true check"),
-        ("verdict false", "yes!", "false or unsound check"),
-        ("reflection", "Wait", "reflection word"),
-        ("subgoal", "Keep 7", "subgoal"),
-        ("answer true", "(12-7)*3", "answer, works or not"),
-    )
-    items = "".join(
-        f'<span><span class="text"><span class="{kind}">{text}</span></span> {words}</span>'
-        for kind, text, words in samples
-    )
-    return f'<div class="legend">{items}</div>'
-
-
-def _problem(problem: Mapping[str, Any]) -> str:
-    numbers, target = problem.get("numbers"), problem.get("target")
-    if isinstance(numbers, list) and target is not None:
-        return f"{safe(', '.join(map(str, numbers)))} → {safe(target)}"
-    return safe(problem.get("question") or problem.get("prompt") or problem)
 
 
 def _controls(data: Mapping[str, Any]) -> str:
@@ -234,38 +208,10 @@ def _groups(data: Mapping[str, Any]) -> str:
     parts = [
         head,
         '<p class="lead">Of an early, a middle and a late step, the first group whose rewards differ, if there is one.</p>',
-        _legend(),
+        legend(),
     ]
-    for group in data["groups"]:
-        title = f"{safe(group['stage'])}, step {number(group['step'])}: {_problem(group['problem'])}"
-        parts.append(f"<h3>{title}</h3>")
-        parts.append(f'<details><summary>prompt</summary><pre class="prompt">{safe(group["prompt"])}</pre></details>')
-        rows = [_rollout(group, rollout) for rollout in group["rollouts"]]
-        parts.append(f'<div class="rollouts">{"".join(rows[:SHOWN_ROLLOUTS])}</div>')
-        if rows[SHOWN_ROLLOUTS:]:
-            more = f"{len(rows) - SHOWN_ROLLOUTS} more"
-            parts.append(
-                f"<details><summary>{more}</summary><div class='rollouts'>{''.join(rows[SHOWN_ROLLOUTS:])}</div></details>"
-            )
+    parts += [sampled_group(group, 3) for group in data["groups"]]
     return "".join(parts)
-
-
-def _rollout(group: Mapping[str, Any], rollout: Mapping[str, Any]) -> str:
-    advantage = rollout.get("advantage")
-    largest = max((abs(r["advantage"]) for r in group["rollouts"] if r.get("advantage") is not None), default=0.0)
-    weighed = "no advantage" if advantage is None else f"advantage {advantage:+.2f}"
-    rewards = ", ".join(f"{safe(name)} {number(value)}" for name, value in sorted(rollout["rewards"].items()))
-    facts = [f"{number(rollout['length'])} tokens", rewards]
-    if rollout["status"] != "ok":
-        facts.append(safe(f"{rollout['status']}: {rollout.get('reason') or 'no reason'}"))
-    if rollout.get("finish_reason") == "length":
-        facts.append("cut at the longest length")
-    bar = signed_bar(advantage, largest) if advantage is not None else ""
-    text = marked(group["problem"], rollout["completion"])
-    return (
-        f'<div class="card"><header><b>reward {number(rollout["reward"])} · {weighed}</b>{bar}'
-        f'<span>{" · ".join(fact for fact in facts if fact)}</span></header><pre class="text">{text}</pre></div>'
-    )
 
 
 def _training(data: Mapping[str, Any]) -> str:

@@ -19,6 +19,8 @@ from dunwu.types import DunwuError, Group, Problem, Rollout, Sampler, SamplingPa
 
 LENGTH = "length"
 """What a column reads to count tokens instead of a reward."""
+STORY = ("base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1")
+"""Models in the order of the paper's story; each is compared with the one before it."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,10 @@ def difference(after: Measured, before: Measured, column: str) -> Interval | Non
 
 
 def stage_table(plan: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """`{"columns": […], "models": […]}` of `stages.json`; columns that no model has are left out."""
+    """`{"columns": […], "models": […]}` of `stages.json`; columns that no model has are left out.
+
+    A model of the story says what changed against the one before it, problem by problem.
+    """
     shown = [column for column in plan if any(column.key in row.measured.scores for row in rows)]
     columns = [
         {"key": c.key, "title": c.title, "better": c.better, "measure": c.measure or default_measure(c)} for c in shown
@@ -161,8 +166,19 @@ def stage_table(plan: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
     for row in rows:
         scores = {key: interval.as_json() for key, interval in row.measured.scores.items()}
         facts = {"name": row.name, "stage": row.stage, "parent": row.parent, "data": list(row.data)}
-        models.append({**facts, "scores": scores, "seconds": row.seconds})
+        models.append({**facts, "scores": scores, "seconds": row.seconds, **_changes(row, rows)})
     return {"columns": columns, "models": models}
+
+
+def _changes(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """`{"against": name, "changes": {column: interval}}` for a model of the story that has one before it."""
+    measured = {other.name: other.measured for other in rows}
+    told = [name for name in STORY if name in measured]
+    if row.name not in told[1:]:
+        return {}
+    before = told[told.index(row.name) - 1]
+    found = {key: difference(row.measured, measured[before], key) for key in row.measured.scores}
+    return {"against": before, "changes": {key: change.as_json() for key, change in found.items() if change}}
 
 
 def seed_table(seeds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:

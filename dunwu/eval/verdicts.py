@@ -30,7 +30,7 @@ PAPER_TABLE: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     FACTS: {"SimpleQA": (30.3, 17.8, 28.2, 24.9, 30.1), "C-Eval": (92.8, 85.7, 91.9, 86.4, 91.8)},
 }
 """The paper's Table 3, in percent, for R1-Zero, Dev1, Dev2, Dev3, R1: the benchmarks nearest to our columns."""
-STORY = (ZERO, DEV1, DEV2, DEV3, R1)
+PAPER_MODELS = (ZERO, DEV1, DEV2, DEV3, R1)
 """The columns of that table."""
 FLAT = 2.0
 """Points by which a paper figure must change to be drawn as up or down."""
