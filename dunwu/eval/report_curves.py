@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dunwu.eval.passk import wilson
@@ -13,6 +13,8 @@ from dunwu.eval.report_parts import safe
 
 MOST_POINTS = 400
 """Points drawn of one line; longer runs are thinned evenly."""
+HELD_OUT = "/held-out"
+"""Ends the name under which a stage logs its held-out curve."""
 FEW_POINTS = 12
 """A line of at most so many points is drawn as measured, with dots, not smoothed."""
 
@@ -68,7 +70,7 @@ BEHAVIOURS = (
 TRAINING = (
     Figure(
         "Reward", "奖励", "mean per sample",
-        (("total", "grpo/reward"), ("accuracy", "grpo/reward/accuracy"), ("format", "grpo/reward/format")),
+        (("total", "grpo/reward"),),  # and each rule's, as they are found
         "Training samples, by name of the rule and in sum.",
     ),
     Figure("Entropy", "熵", "nats per token", (("policy", "grpo/entropy"),), "Of the sampled distribution."),
@@ -114,7 +116,10 @@ def behaviour_figures(data: Mapping[str, Any]) -> list[str]:
 def training_figures(curves: Curves, stage: str) -> list[str]:
     """One RL stage's charts that have points."""
     of_stage = curves.get(stage, {})
-    return [drawn for spec in TRAINING if (drawn := _figure(spec, lambda key: of_stage.get(key, []), "RL step"))]
+    by_rule = sorted(key for key in of_stage if key.startswith("grpo/reward/"))
+    lines = (("total", "grpo/reward"), *((key.rsplit("/", 1)[1], key) for key in by_rule))
+    specs = [replace(spec, lines=lines) if spec.title == "Reward" else spec for spec in TRAINING]
+    return [drawn for spec in specs if (drawn := _figure(spec, lambda key: of_stage.get(key, []), "RL step"))]
 
 
 def pretraining_figures(curves: Curves) -> list[str]:
@@ -136,6 +141,27 @@ def pretraining_figures(curves: Curves) -> list[str]:
             if drawn:
                 found.append(drawn)
     return found
+
+
+def stage_figures(curves: Curves, stage: str) -> list[str]:
+    """Every chart of one stage: its held-out curve, the known figures of its kind, then any other key that has a curve."""
+    held_out = curves.get(f"{stage}{HELD_OUT}", {})
+    shares = [key for key in sorted(held_out) if key not in ("eval/length", "eval/proxy")]
+    specs = [Figure("Held out", "留出题", "mean per problem", tuple((key.split("/", 1)[1], key) for key in shares),
+                    "Validation problems, by reward.", percent=True),
+             Figure("Held-out length", "留出题长度", "tokens", (("all", "eval/length"),), "Of validation completions."),
+             Figure("Proxy", "代理奖励", "reward model", (("proxy", "eval/proxy"),), "Learned reward of general prompts.", from_zero=False)]  # fmt: skip
+    drawn = [_figure(spec, lambda key: held_out.get(key, []), "step") for spec in specs]
+    of_stage = curves.get(stage, {})
+    drawn += pretraining_figures({stage: of_stage}) + training_figures(curves, stage)
+    known = {key for spec in TRAINING for _, key in spec.lines} | {"pretrain/loss", "pretrain/tokens_per_second"}
+    for key in sorted(of_stage):
+        varies = len({y for _, y in of_stage[key]}) > 1
+        if varies and key not in known and not key.startswith(("grpo/reward/", "pretrain/valid_loss/", "emergence/")):
+            kind, _, name = key.partition("/")
+            spec = Figure(name.replace("_", " ") or kind, "", key, ((name or kind, key),), "", from_zero=False)
+            drawn.append(_figure(spec, lambda key: of_stage.get(key, []), "step"))
+    return [figure for figure in drawn if figure]
 
 
 def _figure(spec: Figure, points_of: Any, x_label: str) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dunwu.eval.emergence import aggregate
+from dunwu.eval.report_parts import clip
+from dunwu.eval.report_r1_data import ZERO_STAGE, collect_r1, is_r1
 from dunwu.log import read_json, read_metrics, read_rollouts
 from dunwu.types import DunwuError
 
@@ -26,8 +28,6 @@ EMERGENCE_GROUPS = 16
 """Groups of such a step that are read."""
 OFFLINE = "rollouts"
 """Name, among the curves' stages, of the behaviours read from the samples here."""
-LONGEST_TEXT = 4000
-"""Characters of a text that are kept; the rest is counted."""
 
 
 def collect(run_dir: Path) -> dict[str, Any]:
@@ -42,8 +42,11 @@ def collect(run_dir: Path) -> dict[str, Any]:
     stages = _stages(run_dir)
     curves = _curves(read_metrics(run_dir))
     rl_stages = [stage for stage, keys in curves.items() if any(key.startswith("grpo/") for key in keys)]
+    whole_r1 = is_r1(run_dir, run)
     if not any(key.startswith("emergence/") for keys in curves.values() for key in keys):
-        behaviours = _offline_behaviours(run_dir, curves, rl_stages)
+        # In the whole of R1 several stages count from step 1; the behaviours to watch are R1-Zero's.
+        read = [stage for stage in rl_stages if stage == ZERO_STAGE] if whole_r1 else rl_stages
+        behaviours = {} if whole_r1 and not read else _offline_behaviours(run_dir, curves, read)
         if behaviours:
             curves[OFFLINE] = behaviours
     evidence_file = run_dir / "evidence.json"
@@ -55,8 +58,10 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "rl_stages": rl_stages,
         "evidence": evidence,
         "curves": curves,
-        "groups": _shown_groups(run_dir),
+        "groups": [] if whole_r1 else _shown_groups(run_dir),
     }
+    if whole_r1:
+        data["r1"] = collect_r1(run_dir, stages)
     data["verdicts"] = verdicts(data)
     return data
 
@@ -126,6 +131,8 @@ def verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     The recipe's own verdicts come first; the rest follows from the curves and the intervals.
     """
     found = list(data["evidence"].get("verdicts") or [])
+    if "r1" in data:
+        return found + list(data["r1"]["table"].get("verdicts") or [])
     rise = headline(data)
     length = change(curve(data, "emergence/length_all") or curve(data, "grpo/length") or curve(data, "eval/length"))
     raised = _raised(rise) if rise else None
@@ -218,8 +225,8 @@ def _offline_behaviours(run_dir: Path, curves: Curves, rl_stages: Sequence[str])
     steps = sorted({int(step) for stage in rl_stages for step, _ in curves[stage].get("grpo/reward", [])})
     wanted = set(evenly(steps, EMERGENCE_STEPS)) if steps else None
     found: dict[str, Curve] = {}
-    for (_, step), groups in _by_step(run_dir):
-        if wanted is not None and step not in wanted:
+    for (stage, step), groups in _by_step(run_dir):
+        if wanted is not None and (step not in wanted or stage not in rl_stages):
             continue
         for key, value in aggregate(evenly(list(groups), EMERGENCE_GROUPS)).items():
             found.setdefault(key, []).append((step, value))
@@ -253,14 +260,3 @@ def _shown_groups(run_dir: Path) -> list[dict[str, Any]]:
             mixed = (group for group in kept if len({r["reward"] for r in group["rollouts"]}) > 1)
             chosen.append(clip(next(mixed, kept[0])))
     return chosen
-
-
-def clip(value: Any) -> Any:
-    """The same JSON value with every long text cut, its characters counted, and numbers that are not finite as None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        return value[:LONGEST_TEXT] + f"… [{len(value) - LONGEST_TEXT} more characters]"
-    if isinstance(value, Mapping):
-        return {key: clip(item) for key, item in value.items()}
-    return [clip(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -6,6 +6,7 @@ Everything that may hold a model's, a user's or a file's text goes through `safe
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -13,6 +14,8 @@ from typing import Any
 
 from dunwu.eval.emergence import annotate
 
+LONGEST_TEXT = 4000
+"""Characters of a text that are kept; the rest is counted."""
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
 # Characters that turn, hide or break what follows them; each becomes one visible one, so offsets stay.
 _INVISIBLE = re.compile("[\u0080-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc\ud800-\udfff]")
@@ -31,6 +34,17 @@ _WORDS: dict[str, dict[bool | None, str]] = {
 def safe(text: object) -> str:
     """Text as HTML: escaped, control characters visible, nothing that reorders what follows."""
     return escape(_INVISIBLE.sub("\ufffd", str(text).translate(_CONTROLS)))
+
+
+def clip(value: Any) -> Any:
+    """The same JSON value with every long text cut, its characters counted, and numbers that are not finite as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return value[:LONGEST_TEXT] + f"… [{len(value) - LONGEST_TEXT} more characters]"
+    if isinstance(value, Mapping):
+        return {key: clip(item) for key, item in value.items()}
+    return [clip(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def marked(problem: Mapping[str, Any], text: str) -> str:

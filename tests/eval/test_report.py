@@ -17,8 +17,19 @@ from colours import contrast
 from fake_run import fake_run
 
 from dunwu.eval.report import write_picture, write_report
-from dunwu.eval.report_data import LONGEST_TEXT, change, clip, collect, curve, evenly, headline, verdicts
-from dunwu.eval.report_parts import duration, exact, interval, mark, marked, number, safe, stage_figure
+from dunwu.eval.report_data import change, collect, curve, evenly, headline, verdicts
+from dunwu.eval.report_parts import (
+    LONGEST_TEXT,
+    clip,
+    duration,
+    exact,
+    interval,
+    mark,
+    marked,
+    number,
+    safe,
+    stage_figure,
+)
 from dunwu.types import DunwuError, UsageError
 
 EVIL = (
