@@ -105,7 +105,7 @@ def test_only_masked_in_tokens_count() -> None:
     [micro] = micro_batches([example], CONFIG, CPU)
     assert micro.ids_BT.tolist() == [[5, 6, 7]] and micro.segments_BT is None  # what predicts nothing is not computed
     torch.testing.assert_close(micro.loss(net), wanted)
-    assert sft_loss(net, [example, Encoded((1, 2), (0, 0))], CONFIG) == pytest.approx(float(wanted), abs=1e-6)
+    assert sft_loss(net, [example, Encoded((1, 2), (0, 0))], CONFIG) == pytest.approx(wanted.item(), abs=1e-6)
 
 
 def test_every_epoch_shows_every_example_once() -> None:
