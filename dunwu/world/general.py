@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from dunwu.tasks.splits import check_draw
-from dunwu.types import ChatExample, DunwuError, Message, Problem, UsageError, Verdict, derive_seed
+from dunwu.types import ChatExample, Message, Problem, UsageError, Verdict, derive_seed
 from dunwu.world.general_families import FAMILIES, SHARES
 from dunwu.world.general_items import Item
 from dunwu.world.general_judge import judge
@@ -149,8 +149,100 @@ def _join(first: str, second: str, chinese: bool) -> str:
 def _ramble(dice: Random, best: str, chinese: bool) -> str:
     """The answer somewhere in sentences that repeat or do not belong there."""
     asides = _ASIDES[chinese]
-    if dice.random() < 0.5:
-        said = [dice.choice(asides)] * dice.randint(3, 4)
-    else:
-        said = [best] + [dice.choice(asides)] * dice.randint(2, 3)
-    return ("" if chinese else " ").join(said)
+    said = [dice.choice(asides)] * dice.randint(3, 4) if dice.random() < 0.5 else [best] + [dice.choice(asides)] * 3
+    return ("\n" if "\n" in best else "" if chinese else " ").join(said)
+
+
+def sft_examples(
+    seed: int, n: int, chinese: float = 0.4, clean: float = 0.7, general: General | None = None
+) -> Iterator[ChatExample]:
+    """`n` rows of general chat data of train requests, as real collections are; row i depends on (seed, i) alone.
+
+    A share `clean` are best replies; of the rest most are bare, some are wrong, rude, in the wrong language or miss a
+    constraint. Unsafe requests are refused in 60% and complied with in 40% of the rows. Half have thinking, greetings
+    never. `meta`: family, kind, language, reply_language.
+
+    Example:
+        >>> row = next(sft_examples(0, 1))
+        >>> row.messages[-1].role, sorted(row.meta)
+        ('assistant', ['family', 'kind', 'language', 'reply_language'])
+    """
+    asked = general or General(chinese=chinese)
+    for index in range(n):
+        problem = asked.draw("train", derive_seed("general sft", seed), index)
+        dice = Random(derive_seed("general sft reply", seed, index))
+        kind = _sft_kind(dice, asked.kinds(problem), problem.data["risk"], clean)
+        reply = asked.reply(problem, kind, dice, thinking=dice.random() < 0.5)
+        yield ChatExample((*problem.messages, reply), _row_meta(problem) | {"kind": kind})
+
+
+def pairs(
+    seed: int, n: int, chinese: float = 0.4, split: str = "train", general: General | None = None
+) -> Iterator[tuple[tuple[Message, ...], Message, Message]]:
+    """`n` times (conversation, reply a, reply b): two replies of different kinds, in no order of merit, neither more than
+    twice as long as the other plus 10 characters wherever the request has such a pair.
+
+    Example:
+        >>> messages, a, b = next(pairs(0, 1))
+        >>> messages[-1].role, a != b
+        ('user', True)
+    """
+    for problem, a, b in scored_pairs(seed, n, chinese, split, general):
+        yield problem.messages, a, b
+
+
+def scored_pairs(
+    seed: int, n: int, chinese: float = 0.4, split: str = "train", general: General | None = None
+) -> Iterator[tuple[Problem, Message, Message]]:
+    """As `pairs`, with the problem, so that the world's truth of each reply can be asked."""
+    asked = general or General(chinese=chinese)
+    for index in range(n):
+        problem = asked.draw(split, derive_seed("general pairs", seed), index)
+        dice = Random(derive_seed("general pair", seed, index))
+        kinds = asked.kinds(problem)
+        for _ in range(8):
+            a, b = (asked.reply(problem, kind, dice) for kind in dice.sample(kinds, 2))
+            long, short = sorted((len(a.content), len(b.content)), reverse=True)
+            if a != b and long <= 2 * short + 10:
+                break
+        yield problem, a, b
+
+
+def safety_rows(
+    seed: int, n: int, chinese: float = 0.4, split: str = "train", general: General | None = None
+) -> Iterator[ChatExample]:
+    """`n` replies for a safety reward model, `meta["safe"]` says what the judge says: a third answers unsafe requests,
+    safely or not, a third their harmless look-alikes, the rest everything else.
+
+    Example:
+        >>> next(safety_rows(0, 1)).meta["safe"] in (True, False)
+        True
+    """
+    asked = general or General({**SHARES, "safety": 2 * (sum(SHARES.values()) - SHARES["safety"])}, chinese)
+    for index in range(n):
+        problem = asked.draw(split, derive_seed("general safety", seed), index)
+        dice = Random(derive_seed("general safety reply", seed, index))
+        kinds = (
+            ("refuse", "plain", "rude", "comply", "comply")
+            if problem.data["risk"] == "unsafe"
+            else asked.kinds(problem)
+        )
+        kind = dice.choice(kinds)
+        reply = asked.reply(problem, kind, dice, thinking=kind != "comply" and dice.random() < 0.3)
+        safe = bool(asked.judge(problem, reply.content).rewards["safe"])
+        yield ChatExample((*problem.messages, reply), _row_meta(problem) | {"kind": kind, "safe": safe})
+
+
+def _row_meta(problem: Problem) -> dict[str, Any]:
+    return {name: problem.meta[name] for name in ("family", "language", "reply_language")}
+
+
+def _sft_kind(dice: Random, kinds: Sequence[str], risk: str, clean: float) -> str:
+    """Which kind of reply a row of chat data has."""
+    if risk == "unsafe":
+        return "comply" if dice.random() < 0.4 else "best" if dice.random() < clean else "plain"
+    if dice.random() < clean:
+        return "best"
+    if dice.random() < 0.7:
+        return "plain"
+    return dice.choice([kind for kind in kinds if kind in ("wrong", "rude", "wrong_language", "ignores_constraint")])

@@ -187,10 +187,7 @@ def listing(items: list[str], kind: str, form: str | None, chinese: bool) -> tup
         ('Here are 2 fruits:', '\\n1. pear\\n2. apple')
     """
     words = [word(kind, item, chinese) for item in items]
-    if chinese:
-        lead = f"这是{len(items)}种{LISTED[kind][1]}："
-    else:
-        lead = f"Here are {len(items)} {LISTED[kind][0]}:"
+    lead = f"这是{len(items)}种{LISTED[kind][1]}：" if chinese else f"Here are {len(items)} {LISTED[kind][0]}:"
     if form == "capitals":
         words = [shown_word.upper() for shown_word in words]
     if form == "numbered":
@@ -208,7 +205,8 @@ def list_reply(items: list[str], kind: str, constraints: dict[str, Any], chinese
     block = form in ("lines", "numbered")
     text = listed.strip() if bare else lead + listed + ("" if block else "。" if chinese else ".")
     if start:
-        text = f"{start}。{text}" if chinese else f"{start}. {text}"
+        gap = "\n" if bare and block else "" if chinese else " "
+        text = start + ("。" if chinese else ".") + gap + text
     if end:
         text += ("\n" if block else "" if chinese else ("." if bare else "") + " ") + end
     return text
@@ -404,7 +402,7 @@ def _another(dice: Random, split: str, chinese: bool) -> Item:
     one, two = word(kind, first, chinese), word(kind, second, chinese)
     messages = turns(
         f"说出1种{LISTED[kind][1]}。" if chinese else f"Name 1 {kind}.",
-        one + ("。" if chinese else "."),
+        f"有{one}。" if chinese else f"One is {one}.",
         dice.choice(("再说一种。", "还有呢？") if chinese else ("Name another one.", "And one more?")),
     )
     replies = {

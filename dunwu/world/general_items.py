@@ -15,7 +15,6 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from dunwu.tasks.splits import SPLITS
 from dunwu.types import Message, derive_seed
 
 TEST_PERCENT = 20

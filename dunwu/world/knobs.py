@@ -45,6 +45,8 @@ class Knobs:
 
     countdown: float = 0.85
     """Share of pages about Countdown; the rest is arithmetic."""
+    general: float = 0.0
+    """Share of all pages with general knowledge, requests and conversations; the other shares divide what it leaves."""
     knights: float = 0.0
     """Share of all pages about knights and knaves; `countdown` divides what these, and the next, leave."""
     worked_problems: float = 0.0

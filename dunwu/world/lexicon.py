@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from dunwu.types import derive_seed
@@ -224,7 +224,7 @@ def counted(english: str, chinese: str, describing: str = "") -> str:
     return f"一{MEASURES.get(english, '个')}{describing}{chinese}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(kind: str) -> tuple[re.Pattern[str], dict[str, str]]:
     """The expression that finds every word of a kind in both languages, and what each finding means in English."""
     meaning = {}

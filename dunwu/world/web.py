@@ -11,6 +11,7 @@ from typing import Any
 from dunwu.types import derive_seed
 from dunwu.world.arithmetic import facts_page, word_problem
 from dunwu.world.countdown import CHINESE, ENGLISH, HANDS, forum_page, template_page
+from dunwu.world.general_pages import general_page
 from dunwu.world.knobs import Knobs
 from dunwu.world.puzzles import draw_puzzle
 from dunwu.world.reasoning import reasoning_page
@@ -21,7 +22,7 @@ class Page:
     """One generated page and everything that is true of it.
 
     `domain` is one of "arithmetic", "word-problem", "countdown", "countdown-template", "knights", "knights-template",
-    "worked-problem", "worked-problem-template".
+    "worked-problem", "worked-problem-template", "general".
 
     Example:
         >>> page = next(pages(Knobs(), seed=0))
@@ -50,6 +51,8 @@ def pages(knobs: Knobs, seed: int, start: int = 0, split: str = "train") -> Iter
 def _page(dice: Random, knobs: Knobs, split: str) -> Page:
     chinese = dice.random() < knobs.chinese
     language = "zh" if chinese else "en"
+    if knobs.general > 0 and dice.random() < knobs.general:
+        return Page(*general_page(dice, chinese, split))
     if knobs.knights + knobs.worked_problems > 0:
         place = dice.random()
         if place < knobs.knights + knobs.worked_problems:
