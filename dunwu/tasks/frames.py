@@ -132,10 +132,10 @@ class Framed:
 
     def _consistency(self, problem: Problem, reply: Reply, language: str) -> float:
         """Of the thinking; of a general reply without thinking, of the content, in the language asked of it."""
-        if reply.thinking is None and not self.exercise.reasoning:
-            wanted = problem.meta.get("reply_language", language)
-            return consistency(reply.content, wanted if wanted in LANGUAGES else language)
-        return consistency(reply.content if reply.thinking is None else reply.thinking, language)
+        if self.exercise.reasoning or reply.thinking:
+            return consistency(reply.content if reply.thinking is None else reply.thinking, language)
+        wanted = problem.meta.get("reply_language", problem.data.get("reply_language"))
+        return consistency(reply.content, wanted if wanted in LANGUAGES else language)
 
 
 class Mixture:

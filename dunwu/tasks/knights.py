@@ -98,7 +98,8 @@ def say(statement: Statement, language: str) -> str:
         >>> say(("A", "same", "B", "C"), "en")
         'B and C are the same'
     """
-    return SAYINGS[statement[1]][1 if language == "en" else 2].format(*statement[2:])
+    _, english, chinese = SAYINGS[statement[1]]
+    return (english if language == "en" else chinese).format(*statement[2:])
 
 
 def puzzle_question(statements: Sequence[Statement], language: str) -> str:
