@@ -1,0 +1,253 @@
+"""The recipe `rm` on a small model folder and a user's files: through run folder and store, killed, and misused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from dunwu.cli import main
+from dunwu.data.tokenizer import train_from_texts
+from dunwu.log import Run, read_metrics
+from dunwu.model.config import model_preset
+from dunwu.model.hf import save_model
+from dunwu.model.transformer import Transformer
+from dunwu.recipes import get_recipe, rm
+from dunwu.recipes.rm_config import RM_PRESETS, RmRunConfig
+from dunwu.store import Artifact, Store
+from dunwu.train.rm import Scorer, load_reward_model
+from dunwu.types import DunwuError, Message, UsageError
+
+THINGS = ("hat", "dog", "book", "river", "cup", "tree")
+SMALL = RmRunConfig(
+    rows=16, lr=3e-3, warmup=5, context=64, held_out=0.2, held_out_every=8, save_every=5, device="cpu"
+)  # fmt: skip
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+undocumented = load(Path(__file__).parents[1] / "test_metrics_doc.py").undocumented
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as a user has one."""
+    folder = tmp_path_factory.mktemp("模型")
+    texts = [f"Tell me of {a} and {b}. Gladly, of {b}. Go away, no {a}." for a in THINGS for b in THINGS]
+    encoder = train_from_texts(texts, 300)
+    model = Transformer(model_preset("tiny", encoder.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_model(model, folder, encoder.end_id)
+    encoder.save(folder)
+    return folder
+
+
+def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Polite replies are chosen; the truth agrees, but in every tenth pair."""
+    dice = Random(seed)
+    rows = []
+    for n in range(count):
+        a, b = dice.choice(THINGS), dice.choice(THINGS)
+        row = {"messages": [{"role": "user", "content": f"Tell me of {a} and {b} {n % 50}."}]}
+        replies = {"chosen": f"Gladly, of {b}.", "rejected": f"Go away, no {a}."}
+        row |= {name: {"role": "assistant", "content": text} for name, text in replies.items()}
+        rows.append(row | {"meta": {"truth": [0.9, 0.2] if n % 10 else [0.1, 0.2]}})
+    return rows
+
+
+def labelled(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Replies whose thinking gives them away: only the whole view can tell."""
+    dice = Random(seed)
+    rows = []
+    for n in range(count):
+        safe = dice.random() < 0.5
+        thought = "Gladly." if safe else "Go away."
+        reply = {"role": "assistant", "content": "The cup.", "reasoning_content": thought}
+        rows.append({"messages": [{"role": "user", "content": f"Tell me {n % 60}."}, reply], "meta": {"safe": safe}})
+    return rows
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def train(folder: Path, config: RmRunConfig, name: str = "run") -> Run:
+    run = Run.open(folder / name, "rm", asdict(config), 0, Store(folder / "store"))
+    with run:
+        get_recipe("rm").load()(run, config)
+    return run
+
+
+def made(run: Run) -> Artifact:
+    record = json.loads((run.dir / "stages" / "rm.json").read_text("utf-8"))
+    artifact = run.store.find(record["key"])
+    assert artifact is not None
+    return artifact
+
+
+def test_pairs_become_a_reward_model(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = ["not json", {"messages": [{"role": "user", "content": "hi"}], "chosen": "a"}]
+    long = pairs(1)[0] | {"chosen": {"role": "assistant", "content": "Gladly, of hat. " * 30}}
+    same = pairs(1)[0] | {"rejected": pairs(1)[0]["chosen"] | {"reasoning_content": "Only the thought differs."}}
+    odd = pairs(1)[0] | {"meta": {"truth": "high"}}
+    data = write(tmp_path / "pairs.jsonl", [*pairs(5), *bad, long, same, odd, *pairs(400, seed=1)])
+    run = train(tmp_path, replace(SMALL, model=str(start), data=(data,)))
+    artifact = made(run)
+    figures = artifact.meta["metrics"]
+    assert figures["accuracy"] > 0.95 and figures["accuracy_low"] < figures["accuracy"]
+    assert figures["rows"] + figures["held_out_rows"] + figures["length_dropped"] + figures["bad_rows"] == 410
+    assert figures["bad_rows"] == 5
+    assert 0.7 < figures["agreement_with_truth"] < 1.0  # the model followed the judge, who erred in a tenth
+
+    said = capsys.readouterr()
+    assert f"held-out accuracy {figures['accuracy']:.3f} [" in said.out
+    shown = [line for line in said.err.splitlines() if " line " in line and data in line]
+    assert [line.split(": ")[0].rpartition(" ")[2] for line in shown] == ["6", "7", "8", "9", "10"]
+    for text, line in zip(
+        ("not JSON", "rejected", "tokens, the context is 64", "same text", "truth"), shown, strict=True
+    ):
+        assert text in line
+    recorded = [json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines()]
+    assert [(row["file"], row["line"]) for row in recorded] == [(data, n) for n in range(6, 11)]
+
+    logged = list(read_metrics(run.dir))
+    assert [line["step"] for line in logged] == list(range(1, figures["updates"] + 1))
+    assert logged[-1]["rm/held_out_accuracy"] == pytest.approx(
+        json.loads((artifact.path / "calibration.json").read_text())["accuracy"]["value"], abs=0.1
+    )
+    assert undocumented(run.dir / "metrics.jsonl") == set()
+    assert not (artifact.path / "checkpoint.safetensors").exists()
+
+    scorer = Scorer.load(artifact.path / "model")
+    asked = Message("user", "Tell me of dog and cup.")
+    polite, rude = scorer.normalised(
+        scorer.score([[asked, Message("assistant", text)] for text in ("Gladly, of cup.", "Go away, no dog.")])
+    )
+    assert polite > 0 > rude and scorer.meaning.kind == "pairwise" and scorer.meaning.view == "summary"
+    assert 0.5 < polite - rude < 4  # in standard deviations of the replies it was measured on
+
+
+def test_labels_become_a_safety_model_that_reads_thoughts(tmp_path: Path, start: Path) -> None:
+    unlabelled = labelled(1)[0] | {"meta": {}}
+    data = write(tmp_path / "safety.jsonl", [unlabelled, *labelled(400)])
+    run = train(tmp_path, replace(SMALL, model=str(start), data=(data,), kind="pointwise"))
+    figures = made(run).meta["metrics"]
+    assert figures["accuracy"] > 0.95 and figures["bad_rows"] == 1 and figures["length_dropped"] == 0
+    report = json.loads((made(run).path / "calibration.json").read_text())
+    assert report["accuracy_good"]["value"] > 0.9 and report["accuracy_bad"]["value"] > 0.9
+    assert sum(b["n"] for b in report["bins"]) == figures["held_out_rows"]
+    assert load_reward_model(made(run).path / "model")[1].view == "whole"
+    blind = train(tmp_path, replace(SMALL, model=str(start), data=(data,), kind="pointwise", view="summary"), "blind")
+    assert made(blind).meta["metrics"]["accuracy"] < 0.75  # the summaries are all alike
+
+
+class Killed(BaseException):
+    """Ends a run where SIGKILL would."""
+
+
+@pytest.mark.parametrize("moment", [7, 19])
+def test_a_killed_run_resumes_to_the_same_bits(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", pairs(380))
+    config = replace(SMALL, model=str(start), data=(data,), length_balance=False)
+    whole = train(tmp_path / "whole", config)
+    assert made(whole).meta["metrics"]["updates"] == 19
+    real, started = rm.train_rm, []
+
+    def dying(*args: Any) -> Iterator[Any]:
+        started.append(args[5])
+        for step in real(*args):
+            yield step
+            if step.n == moment and len(started) == 1:  # at the last one the checkpoint is saved, the artifact is not
+                raise Killed
+
+    monkeypatch.setattr(rm, "train_rm", dying)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", config)
+    resumed = train(tmp_path / "killed", config)
+    assert started == [0, moment // 5 * 5 if moment < 19 else 19]
+    files = ("model/model.safetensors", "model/reward_model.json", "calibration.json", "bad_rows.jsonl")
+    for file in files:
+        assert (made(whole).path / file).read_bytes() == (made(resumed).path / file).read_bytes(), file
+    metrics = [
+        [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(run.dir)] for run in (whole, resumed)
+    ]
+    assert metrics[0] == metrics[1]
+
+
+def test_the_same_data_is_not_learned_twice(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "pairs.jsonl", ["[]", *pairs(60)])
+    config = replace(SMALL, model=str(start), data=(data,))
+    first = train(tmp_path, config)
+    capsys.readouterr()
+    again = train(tmp_path, config, "again")
+    assert made(again).key == made(first).key
+    assert f"{data} line 1: " in capsys.readouterr().err  # told again, though nothing was read
+    assert (again.dir / "bad_rows.jsonl").read_bytes() == (first.dir / "bad_rows.jsonl").read_bytes()
+    assert made(train(tmp_path, replace(config, held_out=0.3), "other")).key != made(first).key
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "hold no rows"),
+        (["nonsense"], "none of the 1 rows can be used"),
+        (pairs(1) * 4, "1 different conversations cannot be split"),
+    ],
+)
+def test_files_without_use_are_told_in_one_line(tmp_path: Path, start: Path, rows: list[Any], says: str) -> None:
+    data = write(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(DunwuError, match=says) as caught:
+        train(tmp_path, replace(SMALL, model=str(start), data=(data,)))
+    assert caught.value.cure and "\n" not in str(caught.value)
+
+
+def test_pairs_that_are_only_longer_are_refused(tmp_path: Path, start: Path) -> None:
+    rows = [{"prompt": f"Tell me {n}", "chosen": "the dog " * 4, "rejected": "cup"} for n in range(30)]
+    data = write(tmp_path / "pairs.jsonl", rows)
+    config = replace(SMALL, model=str(start), data=(data,))
+    with pytest.raises(DunwuError, match="balancing lengths left none"):
+        train(tmp_path, config)
+    train(tmp_path, replace(config, length_balance=False), "unbalanced")
+
+
+def test_settings_that_cannot_work(tmp_path: Path, start: Path) -> None:
+    data = write(tmp_path / "pairs.jsonl", pairs(4))
+    good = replace(SMALL, model=str(start), data=(data,))
+    for change in ({"model": ""}, {"data": ()}, {"save_every": 0}, {"held_out": 1.5}):
+        with pytest.raises(UsageError):
+            train(tmp_path, replace(good, **change))  # type: ignore[arg-type]
+    with pytest.raises(DunwuError, match="context 5000 is longer than the model's 1024") as caught:
+        train(tmp_path, replace(good, context=5000), "long")
+    assert "--context 1024" in caught.value.cure
+    with pytest.raises(DunwuError, match="cannot read"):
+        train(tmp_path, replace(good, data=(str(tmp_path / "none.jsonl"),)), "none")
+    for preset in RM_PRESETS.values():
+        replace(preset, model="x", data=("y",)).validate()
+
+
+def test_the_command_reads_its_flags(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUNWU_HOME", str(tmp_path / "home"))
+    data = write(tmp_path / "safety.jsonl", labelled(40))
+    words = ["run", "rm", "--preset", "tiny", "--model", str(start), "--data", data, "--kind", "pointwise"]
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert record["config"]["kind"] == "pointwise" and record["status"] == "done"
+    assert main([*words[:5], "--data", data, "--kind", "listwise", "--out", str(tmp_path / "odd")]) == 2
