@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dunwu.log import Run
-from dunwu.recipes import configs, grpo_config, reject_config, rm_config, sft_config
+from dunwu.recipes import configs, grpo_config, r1_config, reject_config, rm_config, sft_config
 from dunwu.types import UsageError
 
 
@@ -46,6 +46,13 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
+        Recipe(
+            name="r1",
+            summary="the whole of R1: base, R1-Zero, cold start, reasoning RL, rejection sampling, rewards, R1, students",
+            config=r1_config.R1Config,
+            presets=r1_config.R1_PRESETS,
+            run="dunwu.recipes.r1:run",
+        ),
         Recipe(
             name="r1-zero",
             summary="pages, tokenizer, base model, then GRPO with rule rewards only: the aha experiment, in minutes",

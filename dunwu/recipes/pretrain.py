@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Any
 
 from dunwu.data.corpus import read_part, token_bytes
 from dunwu.data.shards import ShardWriter, TokenFolder
@@ -123,7 +124,7 @@ def pretrain(run: Run, config: PretrainRunConfig, vocabulary: Artifact, tokens: 
         metrics = {"pretrain/bits_per_byte": whole.bits_per_byte, "pretrain/valid_loss": whole.loss}
         return metrics | {f"pretrain/valid_loss/{name}": part.loss for name, part in found.items()}
 
-    also = {"curve_tokens": config.curve_tokens}
+    also: dict[str, Any] = {"curve_tokens": config.curve_tokens}
     return base_stage(run, config.model, config.pretrain, run.seed, config.device, vocabulary, tokens, held_out, **also)
 
 

@@ -22,6 +22,7 @@ from dunwu.model.hf import load_model, save_model
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.config import GrpoConfig
+from dunwu.train.distill_config import DistillConfig
 from dunwu.train.grpo import Learner, grpo
 from dunwu.train.optim import MasterAdamW
 from dunwu.types import Sampler, SamplingParams, Task
@@ -34,7 +35,7 @@ OnStep = Callable[[int], Mapping[str, float]]
 
 
 def open_learner(
-    work: Path, folder: Path, config: GrpoConfig, device: str
+    work: Path, folder: Path, config: GrpoConfig | DistillConfig, device: str
 ) -> tuple[Learner, Tokenizer, dict[str, Any]]:
     """The model of `folder` with a fresh optimizer, or, if `work` holds a checkpoint, both as they were there.
 

@@ -1,0 +1,296 @@
+"""The knobs of the recipe `r1`, stage by stage: frozen dataclasses, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from dunwu.rollout.judge import JudgeConfig
+from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig
+from dunwu.train.distill_config import DistillConfig
+from dunwu.train.rm_config import RmConfig
+from dunwu.types import UsageError
+from dunwu.world.knobs import Hands, Knobs
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """Which prompts the reasoning stages ask."""
+
+    countdown: float = 0.6
+    """Share of Countdown, the hard reasoning task."""
+    word_problems: float = 0.2
+    """Share of arithmetic word problems, the easy one."""
+    knights: float = 0.2
+    """Share of knights-and-knaves puzzles, hard as well."""
+    chinese: float = 0.4
+    """Share of prompts in Chinese."""
+    file: str = ""
+    """Instead of all these: a task file (FILE.py), or the name of a task that reads `data`."""
+    data: str = ""
+    """Problems for a named task (JSONL, Parquet)."""
+
+    def validate(self) -> None:
+        """Raise UsageError for shares that cannot be drawn."""
+        if min(self.countdown, self.word_problems, self.knights) < 0 or not (
+            self.countdown + self.word_problems + self.knights > 0
+        ):
+            raise UsageError("tasks: no task has a share above 0", "give countdown, word_problems or knights a share")
+        if not 0 <= self.chinese <= 1:
+            raise UsageError(f"tasks.chinese {self.chinese} is no share", "choose between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ColdStartConfig:
+    """Data of stage 2: R1-Zero's own samples, kept if correct and readable, rewritten (R1, B.3.2)."""
+
+    problems: int = 500
+    """Training problems R1-Zero is asked."""
+    samples: int = 4
+    """Samples of each at temperature 1."""
+    examples: int = 400
+    """Most examples kept; "thousands" in R1."""
+    general: float = 0.25
+    """Share of conversations on general requests among them, with a short first-person thought."""
+    consistency: float = 0.99
+    """Least language consistency of a chain that is kept."""
+
+
+@dataclass(frozen=True)
+class RejectionConfig:
+    """Data of stage 4: rejection sampling from Dev2, and general data (R1, B.3.3)."""
+
+    problems: int = 1200
+    """Training problems Dev2 is asked."""
+    first: int = 1_000_000
+    """Index of the first of them: far beyond what the RL stages ask."""
+    samples: int = 4
+    """Samples of each at temperature 1."""
+    per_problem: int = 2
+    """Most samples kept of one problem."""
+    ratio: float = 3.0
+    """Reasoning : general; 600k : 200k in R1."""
+    paragraph: int = 400
+    """Longest paragraph of a chain that is kept, in characters."""
+    consistency: float = 0.99
+    """Least language consistency of a chain that is kept."""
+    clean: float = 0.7
+    """Share of the general conversations answered as well as the world can; the rest is what collections are like."""
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Data of stage 6: pairs for the helpful reward model, labelled replies for the safety one (R1, B.3.4)."""
+
+    pairs: int = 3000
+    """Pairs the judge is shown; 66k in R1."""
+    sampled: float = 0.5
+    """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""
+    safety: int = 2000
+    """Labelled replies; 106k in R1."""
+    judging: JudgeConfig = field(default_factory=JudgeConfig)
+    """How the judge is asked: rounds in both orders, retries, the difference that keeps a pair."""
+    noise: float = 0.15
+    """Standard deviation of the stand-in judge's error, on a scale where utility goes from 0 to 1."""
+    position_bias: float = 0.1
+    """How much the stand-in judge prefers the reply that stands first, on the same scale."""
+    judge: str = ""
+    """A model folder, or the URL of an endpoint, that judges instead of the stand-in."""
+    judge_model: str = ""
+    """Name of the model at that URL."""
+
+
+@dataclass(frozen=True)
+class FinalConfig:
+    """Stage 7: rules on reasoning prompts, preference on general ones, language everywhere (R1, B.3.5)."""
+
+    grpo: GrpoConfig = field(
+        default_factory=lambda: GrpoConfig(steps=40, temperature=0.7, lr=1e-4, max_tokens=192, schedule="constant")
+    )
+    """The reinforcement learning; temperature 0.7 as in R1."""
+    preference_steps: int = 20
+    """Last steps, in which general prompts and preference rewards take part; 400 of 1,700 in R1."""
+    general: float = 0.5
+    """Share of general prompts in those steps."""
+    helpful_weight: float = 1.0
+    """Weight of the helpful reward model."""
+    safety_weight: float = 1.0
+    """Weight of the safety reward model."""
+    over_steps: int = 40
+    """Steps a side branch goes on with preference alone, to see whether the proxy comes off the truth; 0 for none."""
+    measure_every: int = 10
+    """Steps between measurements of proxy and truth."""
+
+
+@dataclass(frozen=True)
+class StudentsConfig:
+    """Stage 8: two smaller students, and the small one by RL alone and by on-policy distillation."""
+
+    models: tuple[str, ...] = ("0.5M", "tiny")
+    """Size presets, or model folders; the first also takes the RL and the on-policy arms. None: no students."""
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(tokens=12_000_000, save_every=400))
+    """Their bases' training, on the same shards."""
+    rl: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=40, lr=1e-4, max_tokens=192))
+    """The RL arm, from the student's base in the R1-Zero frame."""
+    on_policy: DistillConfig = field(default_factory=DistillConfig)
+    """The on-policy arm, from the student's SFT."""
+    on_policy_from: str = "sft"
+    """Where the on-policy arm starts: "sft" or "base"."""
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """How every stage is measured."""
+
+    problems: int = 384
+    """Held-out problems of each reasoning task, one sample each."""
+    general: int = 192
+    """Held-out prompts of each general family."""
+    temperature: float = 0.6
+    """Sampling temperature of the table; 0.6 in R1."""
+    top_p: float = 0.95
+    """Nucleus of the table; 0.95 in R1."""
+    shown: int = 3
+    """Prompts of each language shown side by side."""
+    curve_problems: int = 192
+    """Validation problems behind each point of a training curve."""
+    curve_every: int = 10
+    """RL steps between those points."""
+
+
+@dataclass(frozen=True)
+class R1Config:
+    """The whole of R1."""
+
+    model: str = "0.8M"
+    """Size preset of the model trained from scratch."""
+    vocab_size: int = 1536
+    """Tokenizer size."""
+    tokenizer_pages: int = 30_000
+    """Pages the tokenizer is trained on."""
+    world: Knobs = field(default_factory=Knobs)
+    """What the generated web contains."""
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    """What the reasoning stages ask."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """1. The base."""
+    zero: GrpoConfig = field(default_factory=GrpoConfig)
+    """1. R1-Zero."""
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    """2. Its data."""
+    cold_sft: SftConfig = field(default_factory=SftConfig)
+    """2. SFT of the base: Dev1."""
+    reasoning: GrpoConfig = field(default_factory=GrpoConfig)
+    """3. Reasoning RL with the language reward: Dev2."""
+    language_weight: float = 1.0
+    """3. Weight of the language-consistency reward; 1 in R1."""
+    ablation: bool = True
+    """3. Also train without that reward, for the comparison."""
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    """4. Rejection sampling."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    """5. SFT of the base on the union: Dev3."""
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """6. Pairs and labels."""
+    helpful: RmConfig = field(default_factory=RmConfig)
+    """6. The helpful reward model."""
+    safety: RmConfig = field(default_factory=RmConfig)
+    """6. The safety reward model."""
+    final: FinalConfig = field(default_factory=FinalConfig)
+    """7. The final RL: R1."""
+    students: StudentsConfig = field(default_factory=StudentsConfig)
+    """8. Distillation."""
+    table: TableConfig = field(default_factory=TableConfig)
+    """The stage table."""
+    base: str = ""
+    """Hugging Face model folder or name to start from instead of pretraining one."""
+    base_seed: int = -1
+    """Seed of the world and the base; -1 takes the run's seed. Runs that agree share one base."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    save_every: int = 10
+    """Steps between checkpoints of RL and SFT."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work, before anything long has begun."""
+        self.world.validate()
+        self.tasks.validate()
+        self.pretrain.validate()
+        for settings in (self.zero, self.reasoning, self.final.grpo, self.students.rl):
+            settings.validate()
+        for sft in (self.cold_sft, self.sft):
+            sft.validate()
+        if self.save_every < 1:
+            raise UsageError(f"save_every is {self.save_every}", "use 1 or more")
+        if not 0 <= self.final.preference_steps <= self.final.grpo.steps:
+            raise UsageError(
+                f"final.preference_steps {self.final.preference_steps} of {self.final.grpo.steps} steps",
+                "use 0 to final.grpo.steps",
+            )
+        if self.students.on_policy_from not in ("sft", "base"):
+            raise UsageError(f"students.on_policy_from is {self.students.on_policy_from!r}", "use sft or base")
+
+
+WIDE = Knobs(
+    countdown=0.85,
+    general=0.25,
+    knights=0.08,
+    worked_problems=0.08,
+    chinese=0.3,
+    mixed_thinking=0.5,
+    chinese_hands=Hands(guess=0.35, worked=0.25, search=0.15, backward=0.25),
+)
+"""The web of R1: Countdown, puzzles, sums, and everything else people talk about; Chinese authors who think in English."""
+
+_TINY_GRPO = GrpoConfig(steps=4, problems=6, group_size=4, max_tokens=64, warmup=1, lr=1e-4)
+_TINY_SFT = SftConfig(epochs=2, context=256, batch_tokens=2048, warmup=2)
+_TINY_RM = RmConfig(rows=16, warmup=2)
+
+R1_PRESETS: dict[str, R1Config] = {
+    "cpu": R1Config(
+        world=WIDE,
+        pretrain=PretrainConfig(tokens=30_000_000),
+        zero=GrpoConfig(steps=60, lr=1e-4, max_tokens=192),
+        cold_sft=SftConfig(epochs=3, context=256, batch_tokens=4096, lr=1e-3, warmup=5),
+        reasoning=GrpoConfig(steps=60, lr=2e-4, max_tokens=192),
+        sft=SftConfig(epochs=2, context=256, batch_tokens=8192, lr=1e-3, warmup=10),
+        helpful=RmConfig(lr=5e-4),
+        safety=RmConfig(kind="pointwise", lr=5e-4),
+    ),
+    "tiny": R1Config(
+        model="tiny",
+        vocab_size=640,
+        tokenizer_pages=2000,
+        world=WIDE,
+        pretrain=PretrainConfig(
+            tokens=400_000, rows=16, context=128, warmup=10, log_every=10, eval_every=150, save_every=50
+        ),
+        zero=_TINY_GRPO,
+        cold_start=ColdStartConfig(problems=48, samples=2, examples=40),
+        cold_sft=_TINY_SFT,
+        reasoning=_TINY_GRPO,
+        rejection=RejectionConfig(problems=48, samples=2),
+        sft=_TINY_SFT,
+        preferences=PreferenceConfig(pairs=120, safety=80),
+        helpful=_TINY_RM,
+        safety=replace(_TINY_RM, kind="pointwise"),
+        final=FinalConfig(grpo=replace(_TINY_GRPO, temperature=0.7), preference_steps=2, over_steps=2),
+        students=StudentsConfig(
+            models=("tiny",),
+            pretrain=PretrainConfig(
+                tokens=100_000, rows=16, context=128, warmup=5, log_every=10, eval_every=40, save_every=20
+            ),
+            rl=_TINY_GRPO,
+            on_policy=DistillConfig(steps=3, problems=6, group_size=1, max_tokens=64, warmup=1),
+        ),
+        table=TableConfig(problems=16, general=16, shown=2, curve_problems=16, curve_every=2),
+        save_every=2,
+    ),
+    "gpu": R1Config(
+        model="12M",
+        vocab_size=4096,
+        world=WIDE,
+        pretrain=PretrainConfig(tokens=400_000_000, rows=256, context=256, warmup=200, save_every=500),
+        zero=GrpoConfig(steps=200, problems=128, lr=1e-4),
+        reasoning=GrpoConfig(steps=200, problems=128, lr=1e-4),
+    ),
+}

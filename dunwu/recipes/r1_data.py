@@ -1,0 +1,192 @@
+"""The data stages of R1: cold start, rejection sampling, preferences.
+
+Each artifact holds JSONL files and `counts.json`: what came in, what was kept, and why the rest was not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dunwu.data.chat import parse_reply, write_chat, write_preferences
+from dunwu.data.tokenizer import load_tokenizer
+from dunwu.disk import write_atomically
+from dunwu.eval.evaluate import sample_groups
+from dunwu.log import Progress, Run
+from dunwu.model.hf import load_model
+from dunwu.model.runtime import resolve_device
+from dunwu.recipes.pretraining import MODEL
+from dunwu.recipes.r1_config import R1Config
+from dunwu.recipes.r1_tasks import general_exercise, general_task, reasoning_task
+from dunwu.rollout.cache import CachedChat
+from dunwu.rollout.endpoint import Endpoint, is_url
+from dunwu.rollout.engine import Engine
+from dunwu.rollout.judge import Pair, judge_figures, judge_pairs
+from dunwu.rollout.judge import preferences as clear_preferences
+from dunwu.rollout.local import LocalChat
+from dunwu.rollout.noisy_truth import NoisyTruth
+from dunwu.rollout.selection import Kept, Selection, SelectionRules, example, mix, select
+from dunwu.store import Artifact, resolve_model
+from dunwu.tasks.rewrite import rewrite
+from dunwu.types import ChatExample, ChatModel, Group, Message, Preference, Problem, SamplingParams, Task, derive_seed
+
+CHAT, PAIRS, SAFETY, COUNTS = "chat.jsonl", "pairs.jsonl", "safety.jsonl", "counts.json"
+
+
+def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
+    """R1-Zero's samples at T = 1, correct and readable ones only, rewritten in the first person (R1, B.3.2)."""
+    wanted = config.cold_start
+
+    def build(work: Path) -> dict[str, object]:
+        asked, talks = reasoning_task(config.tasks, "zero", 0.0), reasoning_task(config.tasks, "chat", 0.0)
+        indices = range(wanted.problems)
+        groups = sample(run, config, "cold-start", zero, asked, indices, wanted.samples, config.zero.max_tokens)
+        chosen = select(groups, SelectionRules(language=wanted.consistency, prefer="random", seed=run.seed))
+        talk_of = {problem.id: problem for problem in (talks.problem("train", run.seed, n) for n in indices)}
+        reasoning = [_rewritten(talk_of[kept.problem.id], kept, run.seed) for kept in chosen.kept]
+        share = wanted.general
+        general = list(islice(_thoughtful(config, run.seed), round(wanted.examples * share)))
+        reasoning = reasoning[: wanted.examples - len(general)]
+        rows = mix(reasoning, general, (1 - share) / share, run.seed).rows if general else tuple(reasoning)
+        write_chat(work / CHAT, rows)
+        counts = _counts(chosen) | {"reasoning": len(reasoning), "general": len(general), "rows": len(rows)}
+        return _write_counts(work, counts)
+
+    key = {"cold_start": wanted, "tasks": config.tasks, "max_tokens": config.zero.max_tokens, "seed": run.seed}
+    return run.stage("cold-start", build, key, [zero])
+
+
+def rejection(run: Run, config: R1Config, dev2: Artifact) -> Artifact:
+    """Dev2's samples, several for each prompt, correct and clean ones only; general conversations to one third (R1, B.3.3)."""
+    wanted = config.rejection
+
+    def build(work: Path) -> dict[str, object]:
+        asked = reasoning_task(config.tasks, "chat", 0.0)
+        # Other problems than the RL stages began with.
+        indices = range(wanted.first, wanted.first + wanted.problems)
+        groups = sample(run, config, "rejection", dev2, asked, indices, wanted.samples, config.reasoning.max_tokens)
+        rules = SelectionRules(
+            per_prompt=wanted.per_problem, language=wanted.consistency, paragraph=wanted.paragraph, seed=run.seed
+        )
+        chosen = select(groups, rules)
+        reasoning = [example(kept) for kept in chosen.kept]
+        exercise = general_exercise(config.tasks)
+        talk = exercise.sft_examples(run.seed, round(len(reasoning) / wanted.ratio), clean=wanted.clean)
+        mixed = mix(reasoning, list(talk), wanted.ratio, run.seed)
+        write_chat(work / CHAT, mixed.rows)
+        thinking = sum(row.messages[-1].reasoning_content is not None for row in mixed.rows)
+        counts = _counts(chosen) | {"reasoning": mixed.reasoning, "general": mixed.general, "cut": mixed.cut}
+        return _write_counts(work, counts | {"rows": len(mixed.rows), "with_thinking": thinking})
+
+    key = {"rejection": wanted, "tasks": config.tasks, "max_tokens": config.reasoning.max_tokens, "seed": run.seed}
+    return run.stage("rejection", build, key, [dev2])
+
+
+def preferences(run: Run, config: R1Config, dev3: Artifact) -> Artifact:
+    """Pairs that a judge saw in both orders, and replies labelled safe or not (R1, B.3.4)."""
+    wanted = config.preferences
+
+    def build(work: Path) -> dict[str, object]:
+        exercise = general_exercise(config.tasks)
+        asked, pairs = _pairs(run, config, dev3)
+        problem_of = {_spoken(problem.messages): problem for problem in asked}
+
+        def truth(messages: Sequence[Message], reply: Message) -> float:
+            return float(exercise.judge(problem_of[_spoken(messages)], reply.content).rewards["helpful"])
+
+        judge = _judge(run, config, truth, work)
+        judgements = judge_pairs(judge, pairs, wanted.judging, run.seed)
+        kept, dropped = clear_preferences(pairs, judgements, wanted.judging.threshold)
+        rows = [replace(row, meta={**row.meta, "truth": _truths(truth, row)}) for row in kept]
+        write_preferences(work / PAIRS, rows)
+        write_chat(work / SAFETY, list(exercise.safety_rows(run.seed, wanted.safety)))
+        right = [chosen > rejected for chosen, rejected in (row.meta["truth"] for row in rows) if chosen != rejected]
+        counts = {"judge": judge.name, "kept": len(rows), "dropped": dict(dropped), **judge_figures(judgements)}
+        return _write_counts(work, counts | {"agreement": sum(right) / max(1, len(right))})
+
+    key = {"preferences": wanted, "tasks": config.tasks, "seed": run.seed}
+    return run.stage("preferences", build, key, [dev3])
+
+
+def sample(
+    run: Run, config: R1Config, stage: str, model: Artifact, task: Task, indices: range, samples: int, max_tokens: int
+) -> list[Group]:
+    """`samples` completions at T = 1 of each of these training problems, judged."""
+    encoder = load_tokenizer(model.path / MODEL)
+    engine = Engine(load_model(model.path / MODEL, resolve_device(config.device)), encoder)
+    problems = list({p.id: p for p in (task.problem("train", run.seed, index) for index in indices)}.values())
+    params, groups = SamplingParams(max_tokens=max_tokens), []
+    chunk = max(1, 512 // samples)
+    with Progress(len(problems), f"{stage}: sampling", "problems") as progress:
+        for start in range(0, len(problems), chunk):
+            seed = derive_seed(stage, run.seed)
+            groups += sample_groups(engine, encoder, task, problems[start : start + chunk], samples, params, seed)
+            progress.update(len(groups))
+    return groups
+
+
+def _rewritten(talk: Problem, kept: Kept, seed: int) -> ChatExample:
+    """A sample of R1-Zero as a conversation in the first person, with a summary."""
+    reply = rewrite(talk, kept.thinking or "", kept.answer or "", derive_seed("rewrite", seed, talk.id))
+    return ChatExample((*talk.messages, reply), {**talk.meta, "task": talk.task, "id": talk.id})
+
+
+def _thoughtful(config: R1Config, seed: int) -> Iterator[ChatExample]:
+    """General conversations answered well, after a short thought."""
+    rows = general_exercise(config.tasks).sft_examples(derive_seed("cold-start", seed), 10_000, clean=1.0)
+    return (row for row in rows if row.messages[-1].reasoning_content is not None)
+
+
+def _pairs(run: Run, config: R1Config, dev3: Artifact) -> tuple[list[Problem], list[Pair]]:
+    """Pairs of replies to general prompts: some of known kinds, some both written by Dev3; and what was asked."""
+    wanted, exercise = config.preferences, general_exercise(config.tasks)
+    made = round(wanted.pairs * (1 - wanted.sampled))
+    asked, pairs = [], []
+    for problem, a, b in exercise.pairs(run.seed, made):
+        asked.append(problem)
+        pairs.append((problem.messages, a, b))
+    task = general_task(config.tasks)
+    indices = range(made, wanted.pairs)
+    for group in sample(run, config, "preferences", dev3, task, indices, 2, config.final.grpo.max_tokens):
+        a, b = (parse_reply(rollout.completion.text) for rollout in group.rollouts)
+        if a.content.strip() and b.content.strip() and a.content != b.content:
+            asked.append(group.problem)
+            pairs.append((group.problem.messages, a, b))
+    return asked, pairs
+
+
+def _spoken(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    return tuple((message.role, message.content.strip()) for message in messages)
+
+
+def _truths(truth: Callable[[Sequence[Message], Message], float], row: Preference) -> list[float]:
+    """True utilities of the chosen and of the rejected reply: for measuring, never for training."""
+    return [truth(row.messages, row.chosen), truth(row.messages, row.rejected)]
+
+
+def _judge(run: Run, config: R1Config, truth: Callable[[Sequence[Message], Message], float], work: Path) -> ChatModel:
+    """The user's judge, cached, or the stand-in for a labeler."""
+    wanted = config.preferences
+    if not wanted.judge:
+        return NoisyTruth(truth, wanted.noise, wanted.position_bias, run.seed)
+    if is_url(wanted.judge):
+        return CachedChat(Endpoint(wanted.judge, wanted.judge_model), work / "scratch" / "judge.jsonl")
+    folder = resolve_model(wanted.judge, run.store)
+    encoder = load_tokenizer(folder)
+    engine = Engine(load_model(folder, resolve_device(config.device)), encoder)
+    return CachedChat(LocalChat(engine, encoder, folder.name), work / "scratch" / "judge.jsonl")
+
+
+def _counts(chosen: Selection) -> dict[str, Any]:
+    """What rejection did, for the report."""
+    return {"sampled": chosen.samples, "kept": len(chosen.kept), "reasons": dict(chosen.dropped)}
+
+
+def _write_counts(work: Path, counts: Mapping[str, Any]) -> dict[str, object]:
+    """Write the counts beside the data; the headline is the plain numbers among them."""
+    write_atomically(work / COUNTS, json.dumps(counts, ensure_ascii=False, indent=1) + "\n")
+    return {name: value for name, value in counts.items() if isinstance(value, int | float)}

@@ -1,0 +1,73 @@
+"""What R1 stands on: the pages' tokenizer, their tokens and the base; or a model folder the user gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dunwu.data.tokenizer import load_tokenizer
+from dunwu.log import Run
+from dunwu.model.config import PRESETS
+from dunwu.recipes import stages
+from dunwu.recipes.pretraining import MODEL
+from dunwu.recipes.r1_config import R1Config
+from dunwu.recipes.r1_tasks import reasoning_exercises
+from dunwu.store import Artifact, resolve_model
+from dunwu.types import DunwuError
+
+
+@dataclass(frozen=True)
+class Ground:
+    """`vocabulary` and `tokens` are None where the user gave the base."""
+
+    base: Artifact
+    vocabulary: Artifact | None = None
+    tokens: Artifact | None = None
+
+
+def check_inputs(config: R1Config) -> None:
+    """Read what the user gave before anything long begins, so that its faults are told now.
+
+    Raises:
+        DunwuError: a model folder, tokenizer or task that cannot be used.
+    """
+    for exercise, _ in reasoning_exercises(config.tasks):
+        exercise.draw("train", 0, 0)
+    for folder in filter(None, (config.base, *given_students(config))):
+        encoder = load_tokenizer(resolve_model(folder))
+        if len(encoder.stop_ids) < 2:
+            raise DunwuError(f"the tokenizer of {folder} has no <|im_end|> token", "use a model with a chat format")
+    if config.base and len(given_students(config)) < len(config.students.models):
+        raise DunwuError(
+            "students made from a size need the world's pages, and --base has none",
+            "name model folders: --students.models FOLDER …, or none: --students.models",
+        )
+
+
+def given_students(config: R1Config) -> list[str]:
+    """Those students that are model folders, not sizes."""
+    return [name for name in config.students.models if name not in PRESETS]
+
+
+def ground(run: Run, config: R1Config) -> Ground:
+    """Tokenizer, shards and base of the world, or the given base alone."""
+    if config.base:
+        return Ground(given_model(run, "base", config.base))
+    seed = stages.base_seed(run.seed, config)
+    vocabulary = stages.tokenizer(run, config, seed)
+    tokens = stages.shards(run, config, seed, vocabulary)
+    return Ground(stages.base(run, config, seed, vocabulary, tokens), vocabulary, tokens)
+
+
+def given_model(run: Run, stage: str, name: str) -> Artifact:
+    """A user's model folder as an artifact: a link, keyed by the content of its files."""
+    folder = resolve_model(name, run.store).resolve()
+
+    def build(work: Path) -> dict[str, object]:
+        (work / MODEL).unlink(missing_ok=True)
+        (work / MODEL).symlink_to(folder, target_is_directory=True)
+        return {"folder": str(folder)}
+
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+    digests = {path.name: stages.file_digest(str(path)) for path in files}
+    return run.stage(stage, build, {"files": digests})
