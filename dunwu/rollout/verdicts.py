@@ -171,7 +171,9 @@ def _bare_fields(text: str, key: str) -> dict[str, Any]:
     """`key` and the score, from text such as `winner: A, score = 3` or JSON that was cut off."""
     said = {
         value.lower()
-        for value in re.findall(rf"\b{key}\W{{1,8}}(?:reply )?(A|B|tie|true|false)\b{_NOT_A_CHOICE}", text, re.I)
+        for value in re.findall(
+            rf"\b{key}(?:\W{{1,8}}|\s+is\W{{1,4}})(?:reply )?(A|B|tie|true|false)\b{_NOT_A_CHOICE}", text, re.I
+        )
     }
     if not said:
         raise Unreadable("no verdict in the reply")
