@@ -31,6 +31,7 @@ from dunwu.eval.report_parts import (
     stage_figure,
     table,
 )
+from dunwu.eval.report_r1 import r1_hero, r1_sections, r1_sentence
 from dunwu.eval.report_samples import legend, problem_text, sampled_group
 
 # Even if an escape were missed, nothing could run or be loaded.
@@ -53,6 +54,12 @@ def page(data: Mapping[str, Any]) -> str:
 
 def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     yield _top(data)
+    if "r1" in data:
+        yield from r1_sections(data)
+        yield _settings(data)
+        yield _lineage(data)
+        yield _footer(data)
+        return
     yield _stages(data)
     yield _picture(data)
     yield _behaviours(data)
@@ -67,12 +74,14 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _top(data: Mapping[str, Any]) -> str:
-    run, rise = data["run"], headline(data)
+    run, whole_r1 = data["run"], "r1" in data
+    rise = {} if whole_r1 else headline(data)
     status = str(run.get("status", "unknown"))
     badge = f'<span class="badge{"" if status == "done" else " bad"}">{safe(status)}</span>'
     facts = [data["name"], f"seed {run.get('seed', '?')}", str(run.get("start", ""))[:16].replace("T", " ")]
     parts = [f'<p class="eyebrow">dunwu 顿悟 · {" · ".join(safe(f) for f in facts if f)} {badge}</p>']
-    parts.append(f"<h1>{safe(run.get('recipe', 'run'))}: {safe(_sentence(rise))}</h1>")
+    sentence = r1_sentence(data) if whole_r1 else _sentence(rise)
+    parts.append(f"<h1>{safe(run.get('recipe', 'run'))}: {safe(sentence)}</h1>")
     if status == "running":
         parts.append(note("The run had not ended when this page was written; what is here is what was there."))
     elif status != "done":
@@ -80,18 +89,25 @@ def _top(data: Mapping[str, Any]) -> str:
     if rise:
         parts.append(_hero(rise))
         parts.append(f'<p class="caption">{safe(rise["source"])}.</p>')
-    for said in data["evidence"].get("notes") or []:
+    if whole_r1:
+        parts.append(r1_hero(data))
+    for said in [*(data["evidence"].get("notes") or []), *(data["r1"]["table"].get("notes") or [] if whole_r1 else [])]:
         parts.append(note(said))
     rows = [
-        f"<li>{mark(v.get('holds'))}<span>{safe(v.get('claim', ''))}</span>"
+        f"<li>{mark(v.get('holds'))}<span>{safe(v.get('claim', ''))}{_reason(v)}</span>"
         f'<span class="figures">{safe(v.get("figure", ""))}</span></li>'
         for v in data["verdicts"]
     ]
     if rows:
         parts.append(f'<ul class="verdicts">{"".join(rows)}</ul>')
     else:
-        parts.append(note("No held-out score and no behaviours have been measured yet."))
+        what = "No stage has" if whole_r1 else "No held-out score and no behaviours have"
+        parts.append(note(f"{what} been measured yet."))
     return "".join(parts)
+
+
+def _reason(verdict: Mapping[str, Any]) -> str:
+    return f'<small class="reason">{safe(verdict["reason"])}</small>' if verdict.get("reason") else ""
 
 
 def _sentence(rise: Mapping[str, Any]) -> str:
