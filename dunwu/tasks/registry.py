@@ -12,6 +12,7 @@ from typing import Any
 from dunwu.tasks.countdown import Countdown, CountdownConfig
 from dunwu.tasks.frames import Framed, RewardWeights
 from dunwu.tasks.knights import SAYINGS, Knights
+from dunwu.tasks.math_answers import EXAMPLES, KINDS, QuestionTask
 from dunwu.tasks.splits import SPLITS
 from dunwu.tasks.word_problems import WordProblems
 from dunwu.types import Exercise, Task, UsageError
@@ -44,20 +45,30 @@ _ABOUT: dict[str, tuple[str, dict[str, str], str]] = {
         },
         "1 if the only <answer> block names the one solution, as in A knight, B knave",
     ),
+    "gsm8k": (
+        "school word problems whose answer is an integer; needs --data FILE",
+        {"question": "text", "gold": "integer, as text"},
+        "1 if the answer (<answer> block, else \\boxed{}, else ####, else the last number) equals the gold",
+    ),
+    "math": (
+        "questions answered in LaTeX or plain mathematics; needs --data FILE",
+        {"question": "text", "gold": "the answer, as `dunwu.tasks.written_answers` reads it"},
+        "1 if the answer (<answer> block, else the last \\boxed{}) is the gold in another writing or the same",
+    ),
 }
 """For the catalogue: a summary, the fields of a problem, what accuracy wants."""
 
 
 def task_names() -> tuple[str, ...]:
     """The names `get_task` knows."""
-    return ("countdown", *_EXERCISES)
+    return ("countdown", *_EXERCISES, *KINDS)
 
 
 def get_task(name: str, **options: Any) -> Task:
     """A task by name, or the user's own by its file (`FILE.py`, see `user.py`).
 
     Options for "countdown": the fields of `CountdownConfig`, and `data`, a file of problems to serve. For the others: `frame`
-    ("zero", "chat"; see `frames.py`), the weights of the rewards, and those of their exercise.
+    ("zero", "chat"; see `frames.py`), the weights of the rewards, those of their exercise, and for gsm8k and math `data`.
 
     Raises:
         UsageError: unknown name, unknown option or a value out of range. DunwuError: `data` cannot be read.
@@ -78,6 +89,8 @@ def get_task(name: str, **options: Any) -> Task:
     for option in options:
         if option not in known:
             raise UsageError(f"task {name!r} has no option {option!r}", _hint(option, known))
+    if name in KINDS:
+        return QuestionTask(name, **options)
     if name in _EXERCISES:
         return _framed(name, {**_options(name), **options})
     data = options.pop("data", None)
@@ -116,7 +129,7 @@ def catalogue() -> list[dict[str, Any]]:
     entries = []
     for name, (summary, fields, right) in _ABOUT.items():
         task = get_task(name)
-        problem = task.problem("train", 0, 0)
+        problem = task.make_problem(EXAMPLES[name]) if isinstance(task, QuestionTask) else task.problem("train", 0, 0)
         rewards = {"accuracy": right, "format": "1 if the whole completion is <think>…</think> <answer>…</answer>"}
         if name in _EXERCISES:
             rewards["language"] = "share of the words of the thinking that are in the question's language"
@@ -142,6 +155,8 @@ def _options(name: str) -> dict[str, Any]:
         }
         weights = {f"{field.name}_weight": field.default for field in dataclasses.fields(RewardWeights)}
         return {"frame": "zero", **weights, **own}
+    if name in KINDS:
+        return {n: p.default for n, p in inspect.signature(QuestionTask).parameters.items() if n != "kind"}
     return {**{field.name: field.default for field in dataclasses.fields(CountdownConfig)}, "data": None}
 
 

@@ -16,7 +16,7 @@ from dunwu.types import DunwuError, Problem, UsageError
 
 
 def test_names_and_options() -> None:
-    assert task_names() == ("countdown", "word-problems", "knights")
+    assert task_names() == ("countdown", "word-problems", "knights", "gsm8k", "math")
     task = get_task("countdown", operands=4, high=9)
     assert isinstance(task, Countdown)
     assert (task.config.operands, task.config.high) == (4, 9)
