@@ -146,6 +146,34 @@ def _report(args: argparse.Namespace) -> Result:
     return {"report": str(write_report(args.run, args.out))}
 
 
+def _chat(args: argparse.Namespace) -> Result:
+    from dunwu.rollout.endpoint import Endpoint, is_url
+    from dunwu.store import resolve_model
+
+    remote = is_url(args.model)
+    if remote and not args.model_name:
+        raise UsageError(f"{args.model} serves models by name", "name one: --model-name NAME")
+    if args.prompt is None and args.json and sys.stdin.isatty():
+        raise UsageError("--json has nothing to ask", "give --prompt TEXT, or questions on stdin")
+    folder = None if remote else resolve_model(args.model)
+    from dunwu.serve.session import Sitting, sit
+    from dunwu.serve.speaker import RemoteSpeaker, open_speaker
+
+    sitting = Sitting(
+        prompt=args.prompt,
+        system=args.system,
+        seed=args.seed,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        fold=args.fold,
+        language=args.lang,
+        quiet=args.json,
+    )
+    if folder is None:
+        return sit(RemoteSpeaker(Endpoint(args.model, args.model_name)), sitting)
+    return sit(open_speaker(folder, args.model, args.frame, args.device), sitting)
+
+
 # ---- eval, score, tasks, peek, tokenizer
 
 
@@ -344,6 +372,24 @@ COMMANDS: dict[str, Command] = {
             _SEED,
             _DATA,
             _SET,
+        ),
+    ),
+    "chat": Command(
+        "talk to a model: its thinking dim, its answer bold, English and Chinese",
+        _chat,
+        _show_nothing,
+        (
+            arg("model", metavar="MODEL", help="a model folder, RUN:STAGE, or the URL of a chat server"),
+            arg("--model-name", default="", metavar="NAME", help="the model a server is asked for"),
+            arg("--prompt", metavar="TEXT", help="one question, then leave (else every line of stdin is a turn)"),
+            arg("--system", default="", metavar="TEXT", help="said before the conversation"),
+            arg("--max-tokens", type=int, default=512, help="longest reply (512)"),
+            arg("--temperature", type=float, default=0.7, help="0 is greedy (0.7)"),
+            _SEED,
+            arg("--fold", action="store_true", help="begin with folded thinking; /think unfolds it"),
+            arg("--frame", choices=("auto", "chat", "zero"), default="auto", help="in turns, or in R1-Zero's template"),
+            arg("--lang", choices=("auto", "en", "zh"), default="auto", help="of the interface; auto asks the locale"),
+            arg("--device", default="auto", help="cpu, cuda, mps or auto"),
         ),
     ),
     "peek": Command(

@@ -1,0 +1,50 @@
+"""One completion, token by token as it is drawn: what a person who waits wants to see.
+
+The same prefill, cache, arithmetic and random numbers as `Engine`, so a seed gives the tokens it gives there.
+Not covered: several rows at once, which is the engine's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from dunwu.model.transformer import KVCache, Transformer
+from dunwu.rollout.sampling import sample_tokens, uniforms
+from dunwu.types import DunwuError, SamplingParams
+
+
+@torch.inference_mode()
+def stream(
+    model: Transformer, prompt_ids: Sequence[int], seed: int, params: SamplingParams, stop_ids: Sequence[int]
+) -> Iterator[int]:
+    """Yield the completion's tokens; the last one is a stop token unless `params.max_tokens` came first.
+
+    Whoever stops iterating stops the model: no token is drawn ahead.
+
+    Raises:
+        DunwuError: a prompt without a token.
+    """
+    if not len(prompt_ids):
+        raise DunwuError("a prompt has no tokens", "give the model at least one to continue")
+    device = model.head_weight.device
+    was_training = model.training
+    model.eval()
+    try:
+        capacity = len(prompt_ids) + params.max_tokens
+        cache = KVCache(
+            model.config, torch.zeros(1, dtype=torch.long, device=device), capacity, model.head_weight.dtype
+        )
+        ids = torch.tensor([list(prompt_ids)], device=device)
+        seeds = torch.tensor([seed])
+        for position in range(params.max_tokens):
+            logits = model.hidden(ids, cache=cache)[:, -1] @ model.head_weight.T
+            drawn, _ = sample_tokens(logits, params, uniforms(seeds, position).float().to(device))
+            token = int(drawn)
+            yield token
+            if token in stop_ids:
+                return
+            ids = drawn[:, None]
+    finally:
+        model.train(was_training)
