@@ -1,4 +1,4 @@
-"""The process in which a user's `score` runs: one call at a time, killed from outside when it does not come back.
+"""The process in which a user's `score` runs: one call after another, killed from outside when it does not come back.
 
 A thread could not be stopped, and `signal.alarm` works in the main thread only. So `Scorer` keeps a child process that has
 loaded the task file; a call that passes its time limit costs that process, and the next call gets a new one. Time counts
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,8 @@ from dunwu.tasks.user_file import UserFile, complaint
 
 LOAD_SECONDS = 120.0
 """How long the child may take to load the file."""
+PIPE_BYTES = 32_000
+"""Calls handed over at once: a full pipe to a call that hangs could not be waited for with a limit."""
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from dunwu.tasks.score_worker import serve; serve(sys.argv[1])"
@@ -35,7 +37,7 @@ _BOOT = (
 
 
 class Scorer:
-    """Calls `score(problem, completion)` of a task file elsewhere, from any thread.
+    """Calls `score(problem, completion)` of a task file in another process, from any thread.
 
     Args:
         path: the task file.
@@ -47,33 +49,48 @@ class Scorer:
         self._lock = threading.Lock()
         self._child: _Child | None = None
 
-    def __call__(self, problem: Mapping[str, Any], completion: str) -> dict[str, Any]:
-        """{"value": number or {name: number}}, {"timeout": reason} or {"error": reason}."""
+    def __call__(self, calls: Sequence[tuple[Mapping[str, Any], str]]) -> list[dict[str, Any]]:
+        """For each (problem, completion), in order: {"value": number or {name: number}}, {"timeout": …} or {"error": …}."""
+        lines = [json.dumps({"problem": dict(problem), "completion": said}) + "\n" for problem, said in calls]
+        replies: list[dict[str, Any]] = []
         with self._lock:
-            if self._child is None:
-                child = _Child(self.path, self.seconds)
-                ready = child.answer(LOAD_SECONDS)
-                if ready is None or "error" in ready:
-                    child.kill()
-                    return ready or {"error": f"{self.path} did not load within {LOAD_SECONDS:g} s"}
-                self._child = child
-            if not self._child.ask({"problem": dict(problem), "completion": completion}):
-                reply: dict[str, Any] | None = {"error": f"the process of {self.path} has gone"}
-            else:
-                reply = self._child.answer(self.seconds)
-            if reply is None:
-                reply = {"timeout": f"score took more than {self.seconds:g} s"}
-            if "value" not in reply and not reply.get("alive"):
-                self._child.kill()
-                self._child = None
-            return reply
+            while len(replies) < len(lines):
+                replies += self._several(lines[len(replies) :])
+        return replies
+
+    def _several(self, lines: Sequence[str]) -> list[dict[str, Any]]:
+        """Answers to the first few calls, at least one. They are handed over together, no more than a pipe holds."""
+        size, few = 0, 0
+        while few < len(lines) and (few == 0 or size + len(lines[few]) <= PIPE_BYTES):
+            size, few = size + len(lines[few]), few + 1
+        if self._child is None:
+            child = _Child(self.path, self.seconds)
+            ready = child.answer(LOAD_SECONDS)
+            if ready is None or "error" in ready:
+                child.kill()
+                return [ready or {"error": f"{self.path} did not load within {LOAD_SECONDS:g} s"}] * len(lines)
+            self._child = child
+        if not self._child.ask("".join(lines[:few])):
+            self._drop()
+            return [{"error": f"the process of {self.path} has gone"}]
+        replies = []
+        for _ in range(few):
+            reply = self._child.answer(self.seconds)  # the call before has been answered: this one's time begins
+            replies.append(reply or {"timeout": f"score took more than {self.seconds:g} s"})
+            if reply is None or not reply.get("alive"):
+                self._drop()
+                break
+        return replies
+
+    def _drop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
 
     def close(self) -> None:
         """End the child; the next call starts another."""
         with self._lock:
-            if self._child is not None:
-                self._child.kill()
-                self._child = None
+            self._drop()
 
 
 class _Child:
@@ -93,10 +110,10 @@ class _Child:
         threading.Thread(target=_read, args=(self.process.stdout, self.replies), daemon=True).start()
         weakref.finalize(self, _end, self.process)
 
-    def ask(self, request: dict[str, Any]) -> bool:
-        """Hand it a call; False if it is no longer there."""
+    def ask(self, calls: str) -> bool:
+        """Hand it calls, a line each; False if it is no longer there."""
         try:
-            self.stdin.write(json.dumps(request) + "\n")
+            self.stdin.write(calls)
             self.stdin.flush()
         except OSError:
             return False
@@ -159,7 +176,7 @@ def serve(settings: str) -> None:
 
 def _answer(file: UserFile, problem: dict[str, Any], completion: str) -> dict[str, Any]:
     try:
-        return {"value": read_score(file.functions["score"](problem, completion))}
+        return {"value": read_score(file.functions["score"](problem, completion)), "alive": True}
     except Exception as error:  # noqa: BLE001 - a score that raises is an error verdict, never a zero
         return {"error": complaint(file.path, error, file.line_of("score")), "alive": True}
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -89,7 +89,14 @@ class UserTask:
 
     def score(self, problem: Problem, completion: str) -> Verdict:
         """What the file's `score` says. It raised, or gave no number: "error"; it took too long: "timeout"."""
-        reply = self.scorer(problem.data, completion)
+        return self.score_all([problem], [completion])[0]
+
+    def score_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
+        """`score` of each, handed to the file's process together: the same verdicts, less waiting."""
+        replies = self.scorer([(p.data, c) for p, c in zip(problems, completions, strict=True)])
+        return [self._verdict(reply, text) for reply, text in zip(replies, completions, strict=True)]
+
+    def _verdict(self, reply: Mapping[str, Any], completion: str) -> Verdict:
         if "value" not in reply:
             status = "timeout" if "timeout" in reply else "error"
             return Verdict({}, 0.0, "timeout" if status == "timeout" else "error", str(reply[status]))

@@ -162,7 +162,25 @@ def test_neighbours_can_be_imported_and_options_belong_in_the_file(tmp_path: Pat
     text = "from neighbour_of_own import SEVEN\n" + GOOD.replace('"b": 7', '"b": SEVEN')
     path = write(tmp_path, text)
     assert load_task(path).problem("test", 0, 0).data["b"] == 7
-    with pytest.raises(UsageError, match="has no option .operands"):
+    with pytest.raises(UsageError, match=r"has no option .operands"):
         get_task(str(path), operands=3)
     with pytest.raises(DunwuError, match="no such file"):
         get_task(str(tmp_path / "absent.py"))
+
+
+def test_many_scores_at_once_are_those_of_one_at_a_time(tmp_path: Path) -> None:
+    """Calls beyond what a pipe holds, with one that hangs, one that raises and one that kills the process among them."""
+    text = GOOD.replace(
+        "    return float(",
+        "    if completion == 'hang':\n        while True: pass\n    if completion == 'die':\n        import os; os._exit(1)\n"
+        "    if completion == 'raise':\n        raise ValueError('x' * 10)\n    return float(",
+    )
+    task = load_task(write(tmp_path, text.replace('name = "sums"', "time_limit = 0.3")))
+    problem = task.problem("train", 0, 0)
+    said = [task.gold(problem) if n % 3 else "no" + "o" * 2000 for n in range(60)]
+    said[7:7] = ["hang", "raise", "die", "y" * 200_000, "hang"]
+    verdicts = task.score_all([problem] * len(said), said)
+    wanted = {"hang": "timeout", "raise": "error", "die": "error"}
+    assert [v.status for v in verdicts] == [wanted.get(text, "ok") for text in said]
+    right = [float(text == task.gold(problem)) for text in said if text not in wanted]
+    assert [v.reward for v in verdicts if v.status == "ok"] == right
