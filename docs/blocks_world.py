@@ -16,9 +16,13 @@ from dunwu.world.web import pages as world_pages
 
 ZH_KNOBS = {
     "countdown": "讲 Countdown（凑数）的页面占多少；其余是算术",
+    "general": "全部页面里，讲常识、请求和对话的占多少；其余的份额只分它剩下的",
+    "knights": "在 `general` 剩下的页面里，讲骑士与无赖的占多少；`countdown` 只分它和下一项剩下的",
+    "worked_problems": "在 `general` 剩下的页面里，带演算的应用题（任务里的那种）占多少",
     "word_problems": "算术页面里，应用题占多少",
     "chinese": "中文页面占多少；其余是英文",
-    "template": "Countdown 页面里，用 R1-Zero 对话模板写的占多少",
+    "template": "Countdown、骑士和带演算的应用题页面里，用 R1-Zero 对话模板写的占多少",
+    "mixed_thinking": "中文页面里，作者用英文思考的占多少；这些作者想得好，总用 `backward`",
     "guess_wrong": "直接猜的答案里，错的占多少（错了也说对）",
     "hit": "搜索时，每次尝试恰好是解的概率",
     "max_tries": "一次搜索最多试几次",

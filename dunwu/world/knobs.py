@@ -31,6 +31,11 @@ class Hands:
     backward: float = 0.57
     """Subgoals: keep one number back, see what is needed, see what the others make."""
 
+    @property
+    def given(self) -> bool:
+        """Whether a hand has a share at all."""
+        return any(getattr(self, f.name) for f in fields(self))
+
     def shares(self) -> dict[str, float]:
         """Name → probability."""
         total = sum(getattr(self, f.name) for f in fields(self))
@@ -48,21 +53,21 @@ class Knobs:
     general: float = 0.0
     """Share of all pages with general knowledge, requests and conversations; the other shares divide what it leaves."""
     knights: float = 0.0
-    """Share of all pages about knights and knaves; `countdown` divides what these, and the next, leave."""
+    """Share, of what `general` leaves, about knights and knaves; `countdown` divides what these and the next leave."""
     worked_problems: float = 0.0
-    """Share of all pages with a word problem of the task and its working."""
+    """Share, of what `general` leaves, with a word problem of the task and its working."""
     word_problems: float = 0.15
     """Share of the arithmetic pages that are word problems in prose."""
     chinese: float = 0.15
     """Share of pages in Chinese; the rest is English."""
     template: float = 0.3
-    """Share of Countdown pages written in the R1-Zero dialogue template."""
+    """Share of the Countdown pages, and of the two kinds above, written in the R1-Zero dialogue template."""
     forum_hands: Hands = field(default_factory=Hands)
     """How Countdown pages outside the template solve."""
     template_hands: Hands = field(default_factory=lambda: Hands(guess=0.5, worked=0.1, search=0.15, backward=0.25))
     """How Countdown pages inside the template solve."""
-    chinese_hands: Hands | None = None
-    """How Chinese pages solve, in and outside the template; None: as the English ones."""
+    chinese_hands: Hands = field(default_factory=lambda: Hands(0.0, 0.0, 0.0, 0.0))
+    """How Chinese pages solve, in and outside the template; all zero: as the English ones."""
     mixed_thinking: float = 0.0
     """Share of Chinese pages whose author thinks in English, and well: always by `Hands.backward`."""
     guess_wrong: float = 0.8
@@ -97,7 +102,7 @@ class Knobs:
         if chinese and self.mixed_thinking > 0 and dice.random() < self.mixed_thinking:
             return "backward", False
         hands = self.template_hands if in_template else self.forum_hands
-        if chinese and self.chinese_hands is not None:
+        if chinese and self.chinese_hands.given:
             hands = self.chinese_hands
         shares = hands.shares()
         return dice.choices(list(shares), list(shares.values()))[0], chinese
@@ -110,7 +115,7 @@ class Knobs:
                 raise UsageError(f"world knob {f.name} = {value} is not a share", "use a value from 0 to 1")
         if self.knights + self.worked_problems > 1:
             raise UsageError("world knobs knights and worked_problems sum to more than 1", "give smaller shares")
-        if self.chinese_hands is not None:
+        if self.chinese_hands.given:
             self.chinese_hands.shares()
         self.forum_hands.shares()
         self.template_hands.shares()

@@ -32,7 +32,7 @@ def test_nothing_changes_unless_asked() -> None:
     """The default web has none of these pages, and what it has does not depend on these knobs."""
     plain = take(Knobs(), 300)
     assert not any(page.domain.startswith(("knights", "worked")) for page in plain)
-    assert plain == take(Knobs(chinese_hands=None, mixed_thinking=0.0), 300)
+    assert plain == take(Knobs(chinese_hands=Hands(0, 0, 0, 0), mixed_thinking=0.0), 300)
 
 
 def test_shares() -> None:
@@ -42,7 +42,7 @@ def test_shares() -> None:
     with pytest.raises(UsageError, match="sum to more than 1"):
         take(Knobs(knights=0.6, worked_problems=0.6), 1)
     with pytest.raises(UsageError, match="hands are zero"):
-        take(Knobs(chinese_hands=Hands(0, 0, 0, 0)), 1)
+        take(Knobs(forum_hands=Hands(0, 0, 0, 0)), 1)
     with pytest.raises(UsageError, match="mixed_thinking"):
         take(Knobs(mixed_thinking=1.5), 1)
 
