@@ -54,6 +54,13 @@ RECIPES: dict[str, Recipe] = {
             run="dunwu.recipes.r1:run",
         ),
         Recipe(
+            name="r1-study",
+            summary="r1 over several seeds: the stage table with intervals over runs",
+            config=r1_config.R1StudyConfig,
+            presets=r1_config.R1_STUDY_PRESETS,
+            run="dunwu.recipes.r1_study:run",
+        ),
+        Recipe(
             name="r1-zero",
             summary="pages, tokenizer, base model, then GRPO with rule rewards only: the aha experiment, in minutes",
             config=configs.R1ZeroConfig,

@@ -69,6 +69,8 @@ class RejectionConfig:
     """Most samples kept of one problem."""
     ratio: float = 3.0
     """Reasoning : general; 600k : 200k in R1."""
+    least_general: int = 64
+    """Fewest general conversations, if that few chains are kept that the ratio would leave less."""
     paragraph: int = 400
     """Longest paragraph of a chain that is kept, in characters."""
     consistency: float = 0.99
@@ -145,6 +147,8 @@ class TableConfig:
     """Held-out problems of each reasoning task, one sample each."""
     general: int = 192
     """Held-out prompts of each general family."""
+    max_tokens: int = 224
+    """Longest completion of the table."""
     temperature: float = 0.6
     """Sampling temperature of the table; 0.6 in R1."""
     top_p: float = 0.95
@@ -282,7 +286,7 @@ R1_PRESETS: dict[str, R1Config] = {
             rl=_TINY_GRPO,
             on_policy=DistillConfig(steps=3, problems=6, group_size=1, max_tokens=64, warmup=1),
         ),
-        table=TableConfig(problems=16, general=16, shown=2, curve_problems=16, curve_every=2),
+        table=TableConfig(problems=16, general=16, max_tokens=64, shown=2, curve_problems=16, curve_every=2),
         save_every=2,
     ),
     "gpu": R1Config(
@@ -293,4 +297,34 @@ R1_PRESETS: dict[str, R1Config] = {
         zero=GrpoConfig(steps=200, problems=128, lr=1e-4),
         reasoning=GrpoConfig(steps=200, problems=128, lr=1e-4),
     ),
+}
+
+
+@dataclass(frozen=True)
+class R1StudyConfig:
+    """R1 over several seeds."""
+
+    recipe: R1Config = field(default_factory=lambda: R1_PRESETS["cpu"])
+    """What every run of the study is made with."""
+    more_seeds: tuple[int, ...] = (1, 2)
+    """Seeds besides the run's own; each has a base of its own, and no students and side branches."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        self.recipe.validate()
+
+
+def without_side_branches(config: R1Config) -> R1Config:
+    """The line from the base to R1 alone: no students, no ablation, no over-optimisation."""
+    return replace(
+        config,
+        ablation=False,
+        final=replace(config.final, over_steps=0),
+        students=replace(config.students, models=()),
+    )
+
+
+R1_STUDY_PRESETS: dict[str, R1StudyConfig] = {
+    "cpu": R1StudyConfig(),
+    "tiny": R1StudyConfig(recipe=R1_PRESETS["tiny"], more_seeds=(1,)),
 }

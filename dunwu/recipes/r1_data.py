@@ -33,6 +33,7 @@ from dunwu.rollout.selection import Kept, Selection, SelectionRules, example, mi
 from dunwu.store import Artifact, resolve_model
 from dunwu.tasks.rewrite import rewrite
 from dunwu.types import ChatExample, ChatModel, Group, Message, Preference, Problem, SamplingParams, Task, derive_seed
+from dunwu.world.general import safety_rows, scored_pairs, sft_examples
 
 CHAT, PAIRS, SAFETY, COUNTS = "chat.jsonl", "pairs.jsonl", "safety.jsonl", "counts.json"
 
@@ -74,9 +75,9 @@ def rejection(run: Run, config: R1Config, dev2: Artifact) -> Artifact:
         )
         chosen = select(groups, rules)
         reasoning = [example(kept) for kept in chosen.kept]
-        exercise = general_exercise(config.tasks)
-        talk = exercise.sft_examples(run.seed, round(len(reasoning) / wanted.ratio), clean=wanted.clean)
-        mixed = mix(reasoning, list(talk), wanted.ratio, run.seed)
+        talks = max(wanted.least_general, round(len(reasoning) / wanted.ratio))
+        talk = list(sft_examples(run.seed, talks, config.tasks.chinese, wanted.clean))
+        mixed = mix(reasoning, talk, len(reasoning) / talks if reasoning else wanted.ratio, run.seed)
         write_chat(work / CHAT, mixed.rows)
         thinking = sum(row.messages[-1].reasoning_content is not None for row in mixed.rows)
         counts = _counts(chosen) | {"reasoning": mixed.reasoning, "general": mixed.general, "cut": mixed.cut}
@@ -103,7 +104,7 @@ def preferences(run: Run, config: R1Config, dev3: Artifact) -> Artifact:
         kept, dropped = clear_preferences(pairs, judgements, wanted.judging.threshold)
         rows = [replace(row, meta={**row.meta, "truth": _truths(truth, row)}) for row in kept]
         write_preferences(work / PAIRS, rows)
-        write_chat(work / SAFETY, list(exercise.safety_rows(run.seed, wanted.safety)))
+        write_chat(work / SAFETY, list(safety_rows(run.seed, wanted.safety, config.tasks.chinese)))
         right = [chosen > rejected for chosen, rejected in (row.meta["truth"] for row in rows) if chosen != rejected]
         counts = {"judge": judge.name, "kept": len(rows), "dropped": dict(dropped), **judge_figures(judgements)}
         return _write_counts(work, counts | {"agreement": sum(right) / max(1, len(right))})
@@ -137,16 +138,17 @@ def _rewritten(talk: Problem, kept: Kept, seed: int) -> ChatExample:
 
 def _thoughtful(config: R1Config, seed: int) -> Iterator[ChatExample]:
     """General conversations answered well, after a short thought."""
-    rows = general_exercise(config.tasks).sft_examples(derive_seed("cold-start", seed), 10_000, clean=1.0)
+    rows = sft_examples(derive_seed("cold-start", seed), 10_000, config.tasks.chinese, clean=1.0)
     return (row for row in rows if row.messages[-1].reasoning_content is not None)
 
 
 def _pairs(run: Run, config: R1Config, dev3: Artifact) -> tuple[list[Problem], list[Pair]]:
     """Pairs of replies to general prompts: some of known kinds, some both written by Dev3; and what was asked."""
-    wanted, exercise = config.preferences, general_exercise(config.tasks)
+    wanted = config.preferences
     made = round(wanted.pairs * (1 - wanted.sampled))
-    asked, pairs = [], []
-    for problem, a, b in exercise.pairs(run.seed, made):
+    asked: list[Problem] = []
+    pairs: list[Pair] = []
+    for problem, a, b in scored_pairs(run.seed, made, config.tasks.chinese):
         asked.append(problem)
         pairs.append((problem.messages, a, b))
     task = general_task(config.tasks)

@@ -31,7 +31,6 @@ FILE, MEASURED, CHATS = "stages.json", "measured.json", "chats.json"
 STUDENT = "student-"
 PROXY, TRUTH = f"eval/{HELPFUL}", "eval/truth/helpful"
 HARD, EASY = ("countdown", "knights"), ("word-problems",)
-MAX_TOKENS = 256
 
 
 def plan(config: R1Config, frame: Frame) -> list[Column]:
@@ -78,7 +77,7 @@ def measured(run: Run, config: R1Config, model: Artifact) -> Artifact:
     """One model's row and its replies to the prompts shown side by side."""
     frame = frame_of(model)
     wanted = config.table
-    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=wanted.temperature, top_p=wanted.top_p)
+    params = SamplingParams(max_tokens=wanted.max_tokens, temperature=wanted.temperature, top_p=wanted.top_p)
 
     def build(work: Path) -> dict[str, object]:
         encoder = load_tokenizer(model.path / MODEL)

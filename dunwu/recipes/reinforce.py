@@ -125,5 +125,5 @@ def save_state(work: Path, learner: Learner, state: Mapping[str, Any]) -> None:
 
 def save_learner(learner: Learner, encoder: Tokenizer, work: Path) -> None:
     """The policy with its tokenizer as the artifact's model folder."""
-    save_model(learner.policy, work / MODEL, encoder.end_id)
+    save_model(learner.policy, work / MODEL, encoder.end_id, encoder.stop_ids)
     encoder.save(work / MODEL, learner.policy.config.max_position_embeddings)
