@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from dunwu.types import UsageError
 
 Result = dict[str, Any]
+MOST_STAGES = 8
+"""Stages of a run that `dunwu runs` names one by one."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _runs(args: argparse.Namespace) -> Result:
 def _show_runs(result: Result) -> None:
     rows = []
     for run in result["runs"]:
-        stages = " ".join(f"{stage['stage']}:{stage['status']}" for stage in run["stages"])
+        stages = _stages_in_short(run["stages"])
         figures: Result = next((stage["metrics"] for stage in reversed(run["stages"]) if stage.get("metrics")), {})
         numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
         headline = " ".join(f"{name} {value:.4g}" for name, value in list(numbers.items())[:4])
@@ -123,6 +126,16 @@ def _show_runs(result: Result) -> None:
         _table(rows)
     else:
         print("no runs here; `dunwu recipes` lists what can be run")
+
+
+def _stages_in_short(stages: list[Result]) -> str:
+    """Every stage with its status; of many, how many have which status, and those that are neither done nor reused."""
+    if len(stages) <= MOST_STAGES:
+        return " ".join(f"{stage['stage']}:{stage['status']}" for stage in stages)
+    counts = Counter(stage["status"] for stage in stages)
+    open_ones = [f"{stage['stage']}:{stage['status']}" for stage in stages if stage["status"] not in ("done", "reused")]
+    said = [f"{count} {status}" for status, count in counts.items() if status in ("done", "reused")]
+    return " ".join([f"{len(stages)} stages:", ", ".join(said), *open_ones]).strip()
 
 
 def _runs_gc(args: argparse.Namespace) -> Result:

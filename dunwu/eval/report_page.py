@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _top(data: Mapping[str, Any]) -> str:
         parts.append(note(said))
     rows = [
         f"<li>{mark(v.get('holds'))}<span>{safe(v.get('claim', ''))}{_reason(v)}</span>"
-        f'<span class="figures">{safe(v.get("figure", ""))}</span></li>'
+        f'<span class="figures">{_whole(safe(v.get("figure", "")))}</span></li>'
         for v in data["verdicts"]
     ]
     if rows:
@@ -104,6 +105,11 @@ def _top(data: Mapping[str, Any]) -> str:
         what = "No stage has" if whole_r1 else "No held-out score and no behaviours have"
         parts.append(note(f"{what} been measured yet."))
     return "".join(parts)
+
+
+def _whole(figure: str) -> str:
+    """A figure whose intervals do not break over two lines."""
+    return re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), figure)
 
 
 def _reason(verdict: Mapping[str, Any]) -> str:

@@ -39,15 +39,15 @@ PLACES: Mapping[str, Place] = {
     "cold-start": Place(4, 0, "cold-start data", "its samples, rewritten", "data"),
     "dev1": Place(0, 1, "Dev1", "SFT of the base", "sft"),
     "dev2": Place(1, 1, "Dev2", "RL + language reward", "rl"),
-    "rejection": Place(2, 1, "SFT data, 3 : 1", "rejection sampling + general", "data"),
+    "rejection": Place(2, 1, "SFT data, 3 : 1", "rejection sampling + talk", "data"),
     "dev3": Place(3, 1, "Dev3", "SFT of the base, again", "sft"),
-    "r1": Place(4, 1, "R1", "final RL, rules + preference", "rl"),
+    "r1": Place(4, 1, "R1", "RL, rules + preference", "rl"),
     "dev2-no-language": Place(1, 2, "Dev2, ablated", "RL without that reward", "rl"),
     "preferences": Place(2, 2, "preferences", "judged in both orders", "data"),
     "rm-helpful": Place(3, 2, "helpful RM", "pairwise", "sft"),
     "r1-overoptimised": Place(4, 2, "beyond R1", "preference alone, too long", "rl"),
     "rm-safety": Place(3, 3, "safety RM", "pointwise", "sft"),
-    "stage-table": Place(4, 3, "stage table", "every model, same problems", "data"),
+    "stage-table": Place(4, 3, "stage table", "all models, same tasks", "data"),
 }
 ARMS = {"base": (0, "base", "pretrained", "sft"), "sft": (1, "SFT", "on R1's data", "sft"),
         "rl": (2, "RL alone", "from its base", "rl"), "opd": (3, "on-policy", "distilled from R1's logits", "rl")}  # fmt: skip
@@ -233,7 +233,7 @@ def _box(name: str, place: Place, record: Mapping[str, Any] | None, corner: Corn
     said = status(record) if record else "not begun"
     lines = [
         _text(x + 11, y + 21, _short(place.title, 19), 14, "ink", 650),
-        _text(x + 11, y + 37, _short(place.what, 29), 11),
+        _text(x + 11, y + 37, _short(place.what, 27), 11),
         _text(x + 11, y + 53, said, 11),
         _text(x + 11, y + 69, _short(_headline(record), 27), 11, "ink") if record else "",
     ]

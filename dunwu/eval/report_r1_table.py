@@ -100,25 +100,32 @@ def paper_table(found: Mapping[str, Any]) -> str:
             for before, after in steps:
                 theirs = paper[after] - paper[before]
                 way = 0 if abs(theirs) <= FLAT else 1 if theirs > 0 else -1
+                cell = f"{_SIGNS[way]} {paper[before]:.1f} → {paper[after]:.1f}"
                 change = (models[after].get("changes") or {}).get(key)
-                if not isinstance(change, Mapping) or change.get("low") is None or change.get("high") is None:
-                    row.append(f"{_SIGNS[way]} {theirs:+.1f} | –")
-                    continue
-                ours = direction(change)
-                compared, agreed = compared + 1, agreed + (ours == way)
-                kind = "yes" if ours == way else "no" if ours == -way else "open"
-                row.append(
-                    f'{_SIGNS[way]} {theirs:+.1f} <span class="rule">|</span> '
-                    f'<span class="mark {kind}">{_SIGNS[ours]} {100 * change["value"]:+.1f}</span>'
-                )
+                if isinstance(change, Mapping) and change.get("low") is not None and change.get("high") is not None:
+                    ours = direction(change)
+                    compared, agreed = compared + 1, agreed + (ours == way)
+                    cell += _ours(models[before], models[after], key, change, ours, way)
+                row.append(cell)
             rows.append(row)
     heads = ["column", *(f"{safe(a)} → {safe(b)}" for a, b in steps)]
     words = (
-        f"Points of change, the paper’s Table 3 | ours. {agreed} of {compared} directions agree. The paper gives no intervals: "
-        f"a change of at most {FLAT:g} points is drawn ≈; ours is ≈ where the interval holds 0. Benchmarks are likenesses, "
+        f"Above the paper’s Table 3, below ours, in percent. {agreed} of {compared} directions agree. The paper gives no "
+        f"intervals: a change of at most {FLAT:g} points is drawn ≈; ours is ≈ where the interval holds 0. Benchmarks are likenesses, "
         "not the same tasks."
     )
-    return f'{heading("The paper’s directions and ours", "与论文对照", 3)}<p class="caption">{words}</p>{table(heads, rows)}'
+    return f'{heading("The paper’s directions and ours", "与论文对照", 3)}<p class="caption">{words}</p><div class="stacked">{table(heads, rows)}</div>'
+
+
+def _ours(
+    before: Mapping[str, Any], after: Mapping[str, Any], key: str, change: Mapping[str, Any], ours: int, theirs: int
+) -> str:
+    """Our line of a cell: in green where the directions agree, in red where they are opposite."""
+    kind = "yes" if ours == theirs else "no" if ours == -theirs else "open"
+    figures = [((model.get("scores") or {}).get(key) or {}).get("value") for model in (before, after)]
+    shown = " → ".join(f"{100 * value:.1f}" if isinstance(value, (int, float)) else "?" for value in figures)
+    title = f"{100 * change['value']:+.1f} points [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
+    return f'<br><span class="mark {kind}" title="{title}">{_SIGNS[ours]} {shown}</span>'
 
 
 def student_table(found: Mapping[str, Any]) -> str:
@@ -144,7 +151,7 @@ def student_table(found: Mapping[str, Any]) -> str:
         "SFT and on-policy distillation learn from R1; RL alone starts from the student’s own base with rule rewards."
     )
     heads = ["size", "arm", *(safe(title) for _, title in keys), "time of the arm", "samples"]
-    return f'{heading("Students", "蒸馏")}<p class="caption">{words}</p>{table(heads, rows)}'
+    return f'{heading("Students", "蒸馏")}<p class="caption">{words}</p><div class="stacked">{table(heads, rows)}</div>'
 
 
 def _shared_columns(found: Mapping[str, Any], students: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -170,7 +177,7 @@ def seed_table(found: Mapping[str, Any]) -> str:
             figures = [interval((score.get(name) or {}).get(key)) for score in scores]
             rows.append([safe(key), safe(name), *figures, interval((over.get(name) or {}).get(key))])
     words = "Independent runs, pages and base included; the interval is Student’s t over runs."
-    return f'{heading("Over seeds", "多个种子")}<p class="caption">{words}</p>{table(heads, rows)}'
+    return f'{heading("Over seeds", "多个种子")}<p class="caption">{words}</p><div class="stacked">{table(heads, rows)}</div>'
 
 
 def _first_seen(keys: Iterable[str]) -> list[str]:

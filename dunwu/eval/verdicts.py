@@ -320,7 +320,7 @@ def _verdict(claim: str, parts: Sequence[Finding], why: str) -> dict[str, Any]:
 
 def _said(holds: bool | None, why: str) -> str:
     if holds is None:
-        return f"open: the interval has both answers, more problems or seeds would decide; possibly {why}"
+        return "open: the interval has both answers; more problems or seeds would decide"
     return f"not reproduced: {why}"
 
 
