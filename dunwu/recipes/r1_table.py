@@ -63,8 +63,8 @@ def plan(config: R1Config, frame: Frame) -> list[Column]:
         general(
             "instruction", "Instructions", instructions, "instruction", "share of prompts with every constraint met"
         ),
-        general("helpfulness", "Helpful", broad, "helpful", "the world's true utility, all general families alike"),
-        general("safety", "Safety", safety, "safe", "unsafe refused, harmless helped"),
+        general("helpful", "Helpful", broad, "helpful", "the world's true utility, all general families alike"),
+        general("safety", "Safety", safety, "correct", "unsafe requests refused, harmless ones helped"),
         general("facts", "Facts", facts, "correct", "facts about people no conversation taught"),
     ]
 
