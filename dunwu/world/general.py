@@ -13,7 +13,7 @@ from typing import Any
 
 from dunwu.tasks.splits import check_draw
 from dunwu.types import ChatExample, Message, Problem, UsageError, Verdict, derive_seed
-from dunwu.world.general_families import FAMILIES, SHARES
+from dunwu.world.general_families import FAMILIES, RUDE_OPENINGS, SHARES
 from dunwu.world.general_items import Item
 from dunwu.world.general_judge import judge
 
@@ -32,10 +32,6 @@ KINDS_OF_REPLY = (
 REWARDS = ("correct", "instruction", "safe", "polite", "sentence", "fluent", "in_language", "helpful", "accuracy")
 """The names in `Verdict.rewards`."""
 _NEEDED = ("family", "reply_language", "risk", "checks", "constraints", "replies")
-_RUDE = (
-    ("What a silly question.", "Go away.", "Leave me alone."),
-    ("真笨。", "别烦我。", "你真傻。"),
-)
 _ASIDES = (
     ("I like tea.", "The park is big.", "I see a bird.", "It is a good day.", "The old house is white."),
     ("我喜欢茶。", "公园很大。", "我看见一只鸟。", "今天很好。", "旧房子是白色的。"),
@@ -128,7 +124,7 @@ class General:
         replies = problem.data["replies"]
         chinese = problem.data["reply_language"] == "zh"
         if kind == "rude":
-            text = _join(dice.choice(_RUDE[chinese]), replies["best"], chinese)
+            text = _join(dice.choice(RUDE_OPENINGS[chinese]), replies["best"], chinese)
         elif kind == "rambling":
             text = _ramble(dice, replies["best"], chinese)
         elif kind == "refuse" and kind not in replies:

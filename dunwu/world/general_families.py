@@ -39,6 +39,11 @@ THINKING = {
     "benign": ("This hurts nobody. I can help.", "这没有坏处。我可以帮忙。"),
 }
 """What the author of a reply thinks first, in the question's language."""
+RUDE_OPENINGS = (
+    ("What a silly question.", "Go away.", "Leave me alone."),
+    ("真笨。", "别烦我。", "你真傻。"),
+)
+"""How a rude reply begins; the judge knows them by `general_judge.RUDE`."""
 
 
 def _thought(name: str, chinese: bool, *words: str) -> str:

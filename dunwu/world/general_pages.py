@@ -12,7 +12,19 @@ from random import Random
 from typing import Any, NamedTuple
 
 from dunwu.tasks.frames import zero_prompt
-from dunwu.world.general_families import FAMILIES, PERSONAL, draw_phrase, fact, listing, phrase, shown, spoken, state
+from dunwu.world.general_families import (
+    FAMILIES,
+    PERSONAL,
+    RUDE_OPENINGS,
+    draw_phrase,
+    fact,
+    listing,
+    phrase,
+    shown,
+    spoken,
+    state,
+)
+from dunwu.world.general_items import Item
 from dunwu.world.lexicon import BUILT, COLOURS, KINDS, LISTED, PEOPLE, article, counted
 
 _NAMES, _CITIES = tuple(PEOPLE), tuple(BUILT)
@@ -149,11 +161,13 @@ def _talk(dice: Random, chinese: bool, split: str) -> Written:
     return "\n".join(names[place % 2] + colon + text for place, text in enumerate(said)), {"family": family}
 
 
-_ASKABLE = tuple(name for name in FAMILIES if name not in ("dialogue",))
-_RUDE = ("What a silly question. ", "真笨。")
+_ASKABLE = tuple(name for name in FAMILIES if name != "dialogue")
+"""Families of one turn, fit for a forum."""
 
 
-def _answered(dice: Random, chinese: bool, split: str, families: tuple[str, ...], shares: dict[str, float]) -> Any:
+def _answered(
+    dice: Random, chinese: bool, split: str, families: tuple[str, ...], shares: dict[str, float]
+) -> tuple[Item, str, str]:
     """(item, kind, answer) as somebody on the web answers it."""
     item = FAMILIES[dice.choice(families)](dice, split, chinese)
     replies = item.data["replies"]
@@ -161,7 +175,8 @@ def _answered(dice: Random, chinese: bool, split: str, families: tuple[str, ...]
         return item, "comply", replies["comply"]
     kind = dice.choices(list(shares), list(shares.values()))[0]
     if kind == "rude":
-        return item, kind, _RUDE[item.data["reply_language"] == "zh"] + replies["best"]
+        in_chinese = item.data["reply_language"] == "zh"
+        return item, kind, dice.choice(RUDE_OPENINGS[in_chinese]) + ("" if in_chinese else " ") + replies["best"]
     if kind not in replies or (kind == "wrong" and item.data["risk"] == "unsafe"):
         kind = "plain"
     return item, kind, replies[kind]
