@@ -22,6 +22,7 @@ I is an interval as `Interval.as_json` gives it (`{"value", "low", "high", "n"}`
     }
 
 A checkpoint may carry any other key of `evaluate`'s summary; it is kept in report.json.
+A run of the whole of R1 has `stages.json` instead: its schema and its parts of the page are in `report_r1`.
 """
 
 from __future__ import annotations
