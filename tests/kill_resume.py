@@ -1,6 +1,6 @@
-"""Kill a short r1-zero run with SIGKILL at random moments, resume it each time, compare it with a run left alone.
+"""Kill a short run of r1-zero or r1 with SIGKILL at random moments, resume it each time, compare it with a run left alone.
 
-    python tests/kill_resume.py --kills 100 --seed 0
+    python tests/kill_resume.py --kills 100 --seed 0 [--recipe r1]
 
 Every attempt is a process of its own. Half of the kills come at a random time; the other half just before a random file
 operation (opening for writing, renaming, removing, making a folder), where half-done work would be. Fresh runs follow
@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,30 @@ import torch
 from dunwu import machine
 from dunwu.eval.report import write_report
 from dunwu.log import Run, read_json, read_metrics, read_rollouts
-from dunwu.recipes import r1_zero
+from dunwu.recipes import r1, r1_zero
 from dunwu.recipes.configs import EvidenceConfig, R1ZeroConfig
+from dunwu.recipes.r1_config import (
+    R1_PRESETS,
+    ColdStartConfig,
+    FinalConfig,
+    PreferenceConfig,
+    R1Config,
+    RejectionConfig,
+    StudentsConfig,
+    TableConfig,
+)
 from dunwu.store import Store
 from dunwu.tasks.countdown import CountdownConfig
-from dunwu.train.config import GrpoConfig, PretrainConfig
+from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig
+from dunwu.train.distill_config import DistillConfig
+from dunwu.train.rm_config import RmConfig
 from dunwu.world.knobs import Knobs
 
 TIMED = ("time", "seconds", "tokens_per_second")
 """Endings of the names of figures that no two runs share."""
 STAGES = ("tokenizer", "shards", "base", "r1-zero", "evidence")
+TABLES = ("evidence.json", "stages.json")
+"""What the recipes put into the run folder for the report."""
 
 
 def short_config() -> R1ZeroConfig:
@@ -86,10 +101,55 @@ def short_config() -> R1ZeroConfig:
     )
 
 
+def short_r1_config() -> R1Config:
+    """The whole of R1, every stage in about a second."""
+    grpo = GrpoConfig(steps=4, problems=3, group_size=3, max_tokens=12, warmup=1, reward="random")
+    sft = SftConfig(epochs=2, context=256, batch_tokens=1024, warmup=1)
+    rewards = RmConfig(rows=8, warmup=1)
+    short = short_config()
+    return replace(
+        R1_PRESETS["tiny"],
+        vocab_size=640,
+        tokenizer_pages=300,
+        pretrain=replace(short.pretrain, tokens=6_000),
+        zero=grpo,
+        cold_start=ColdStartConfig(problems=6, samples=2, examples=24, general=0.9),
+        cold_sft=sft,
+        reasoning=grpo,
+        rejection=RejectionConfig(problems=6, samples=2, least_general=24),
+        sft=sft,
+        preferences=PreferenceConfig(pairs=60, safety=40),
+        helpful=rewards,
+        safety=replace(rewards, kind="pointwise"),
+        final=FinalConfig(grpo=grpo, preference_steps=2, over_steps=2),
+        students=StudentsConfig(
+            models=("tiny",),
+            pretrain=replace(short.pretrain, tokens=3_000),
+            rl=grpo,
+            on_policy=DistillConfig(steps=3, problems=3, group_size=1, max_tokens=12, warmup=1),
+        ),
+        table=TableConfig(problems=3, general=3, max_tokens=12, shown=1, curve_problems=4, curve_every=2),
+        save_every=1,
+    )
+
+
+RECIPES: dict[str, tuple[Callable[[], Any], Callable[[Run, Any], None]]] = {
+    "r1-zero": (short_config, r1_zero.run),
+    "r1": (short_r1_config, r1.run),
+}
+"""Recipe → its short config and its story."""
+
+
 # ---- one attempt: a child process ---------------------------------------------------------------
 
 
-def attempt(home: Path, seed: int, die_at_event: int | None = None, die_after: float | None = None) -> int | None:
+def attempt(
+    home: Path,
+    seed: int,
+    die_at_event: int | None = None,
+    die_after: float | None = None,
+    recipe: str = "r1-zero",
+) -> int | None:
     """Run or resume in a child. Returns the file operations it counted if it ended well, None if it was killed.
 
     Raises:
@@ -97,7 +157,7 @@ def attempt(home: Path, seed: int, die_at_event: int | None = None, die_after: f
     """
     child = os.fork()
     if child == 0:
-        _live(home, seed, die_at_event)
+        _live(home, seed, die_at_event, recipe)
     status = os.waitpid(child, 0)[1] if die_after is None else _kill_after(child, die_after)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return None
@@ -118,7 +178,7 @@ def _kill_after(child: int, seconds: float) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def _live(home: Path, seed: int, die_at_event: int | None) -> None:
+def _live(home: Path, seed: int, die_at_event: int | None, recipe: str) -> None:
     """The child's whole life; it does not return."""
     code = 1
     try:
@@ -126,9 +186,10 @@ def _live(home: Path, seed: int, die_at_event: int | None) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         count = _count_file_operations(die_at_event)
-        config = short_config()
-        with Run.open(home / "run", "r1-zero", config, seed, Store(home / "store")) as run:
-            r1_zero.run(run, config)
+        make_config, tell = RECIPES[recipe]
+        config = make_config()
+        with Run.open(home / "run", recipe, config, seed, Store(home / "store")) as run:
+            tell(run, config)
         write_report(home / "run")
         (home / "events").write_text(str(count()))
         code = 0
@@ -160,7 +221,9 @@ def _count_file_operations(die_at: int | None) -> Callable[[], int]:
 # ---- many attempts: a run that is killed again and again ------------------------------------------
 
 
-def killed_run(home: Path, seed: int, per_run: int, seconds: float, events: int, dice: random.Random) -> list[str]:
+def killed_run(
+    home: Path, seed: int, per_run: int, seconds: float, events: int, dice: random.Random, recipe: str = "r1-zero"
+) -> list[str]:
     """Run with kills until it ends; returns how each kill was aimed.
 
     An attempt lives for a random share of the whole run, `0.7 / per_run` in the mean and growing by 5% a kill, so that
@@ -171,9 +234,9 @@ def killed_run(home: Path, seed: int, per_run: int, seconds: float, events: int,
         share = 1.4 / per_run * 1.05 ** len(kills) * dice.random()
         aim = dice.choice(("time", "event"))
         if aim == "time":
-            done = attempt(home, seed, die_after=share * seconds)
+            done = attempt(home, seed, die_after=share * seconds, recipe=recipe)
         else:
-            done = attempt(home, seed, die_at_event=1 + int(share * events))
+            done = attempt(home, seed, die_at_event=1 + int(share * events), recipe=recipe)
         if done is not None:
             return kills
         kills.append(aim)
@@ -182,7 +245,9 @@ def killed_run(home: Path, seed: int, per_run: int, seconds: float, events: int,
 def differences(one: Path, other: Path) -> tuple[list[str], list[str]]:
     """What two runs do not share: (in artifacts and rollouts, in metrics)."""
     files: list[str] = []
-    for stage in STAGES:
+    stages = [sorted(file.stem for file in (home / "run" / "stages").glob("*.json")) for home in (one, other)]
+    files += [f"stage {name} is not in both" for name in sorted(set(stages[0]) ^ set(stages[1]))]
+    for stage in set(stages[0]) & set(stages[1]):
         records = [read_json(home / "run" / "stages" / f"{stage}.json") for home in (one, other)]
         keys = [record["key"] for record in records]
         folders = [home / "store" / "artifacts" / key for home, key in zip((one, other), keys)]
@@ -192,8 +257,10 @@ def differences(one: Path, other: Path) -> tuple[list[str], list[str]]:
         files += [f"{stage}: {name} {[line.get(name) for line in headlines]}" for name in _unlike(*headlines)]
     if list(read_rollouts(one / "run")) != list(read_rollouts(other / "run")):
         files.append("rollouts")
-    if (one / "run" / "evidence.json").read_bytes() != (other / "run" / "evidence.json").read_bytes():
-        files.append("evidence.json")
+    for name in TABLES:
+        tables = [home / "run" / name for home in (one, other)]
+        if any(table.exists() for table in tables) and _untimed(tables[0]) != _untimed(tables[1]):
+            files.append(name)
     lines = [[_timeless(line) for line in read_metrics(home / "run")] for home in (one, other)]
     steps = [(line["stage"], line["step"]) for line in lines[1]]
     metrics = [f"{step} twice" for step in sorted(set(steps)) if steps.count(step) > 1]
@@ -213,6 +280,17 @@ def _contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def _untimed(table: Path) -> Any:
+    """A table of the run folder without what it says of time."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: strip(item) for name, item in value.items() if not name.endswith(TIMED)}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return strip(json.loads(table.read_text("utf-8"))) if table.exists() else None
+
+
 def _unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
@@ -226,6 +304,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="kills in all, at least (100)")
     parser.add_argument("--per-run", type=int, default=12, help="kills a run gets, about (12)")
     parser.add_argument("--seed", type=int, default=0, help="of the runs and of the moments (0)")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="r1-zero", help="what is run (r1-zero)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["RAYON_NUM_THREADS"] = "1"
@@ -235,7 +314,7 @@ def main() -> int:
     top = Path(tempfile.mkdtemp(prefix="dunwu-kill-"))
     alone = top / "alone"
     alone.mkdir()
-    events = attempt(alone, args.seed)
+    events = attempt(alone, args.seed, recipe=args.recipe)
     assert events is not None
     seconds = time.monotonic() - began
     kills: list[list[str]] = []
@@ -244,7 +323,7 @@ def main() -> int:
     while sum(map(len, kills)) < args.kills:
         home = top / f"killed-{len(kills)}"
         home.mkdir()
-        kills.append(killed_run(home, args.seed, args.per_run, seconds, events, dice))
+        kills.append(killed_run(home, args.seed, args.per_run, seconds, events, dice, args.recipe))
         wrong = differences(alone, home)
         files += wrong[0]
         metrics += wrong[1]
@@ -254,6 +333,7 @@ def main() -> int:
     if not files and not metrics:
         shutil.rmtree(top)
     result = {
+        "recipe": args.recipe,
         "kills": sum(map(len, kills)),
         "runs": len(kills),
         "fewest_kills_of_a_run": min(map(len, kills)),

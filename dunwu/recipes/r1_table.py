@@ -139,8 +139,20 @@ def stage_table(
 
     inputs = [*rows.values(), *models.values(), *evidence.values(), *([beyond] if beyond else [])]
     table = run.stage("stage-table", build, {"names": list(models)}, inputs)
-    write_atomically(run.dir / FILE, (table.path / FILE).read_text(encoding="utf-8"))
+    _write_with_seconds(
+        run, table, {str(model.meta["stage"]): float(model.meta["seconds"]) for model in models.values()}
+    )
     return table
+
+
+def _write_with_seconds(run: Run, table: Artifact, seconds: Mapping[str, float]) -> None:
+    """The table for the report. Times differ from run to run, so the artifact has none: it is the same after a kill."""
+    record = _read(table, FILE)
+    for model in record["models"]:
+        model["seconds"] = seconds[model["stage"]]
+    for student in record["students"]:
+        student["seconds"] = seconds[student["name"]]
+    write_atomically(run.dir / FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
 def _record(
@@ -156,8 +168,7 @@ def _record(
     table = []
     for name, model in models.items():
         parent, *data = [stage_of[key] for key in model.meta["inputs"] if key in stage_of] or [""]
-        stage, seconds = str(model.meta["stage"]), float(model.meta["seconds"])
-        table.append(Row(name, found[name], stage, parent, tuple(data), seconds))
+        table.append(Row(name, found[name], str(model.meta["stage"]), parent, tuple(data)))
     students = [
         Student(name, *_size_and_arm(name), measured) for name, measured in found.items() if name.startswith(STUDENT)
     ]
@@ -182,7 +193,6 @@ def _record(
                 "arm": student.arm,
                 "size": student.size,
                 "scores": {key: score.as_json() for key, score in student.measured.scores.items()},
-                "seconds": models[student.name].meta["seconds"],
                 "samples": models[student.name].meta["metrics"].get("samples"),
             }
             for student in students
