@@ -1,0 +1,170 @@
+"""The recipe r1, whole, at a size of seconds: what it leaves, what it reuses, what it survives."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dunwu.eval.report import write_report
+from dunwu.log import Run, read_json
+from dunwu.recipes import r1
+from dunwu.recipes.r1_config import R1_PRESETS, R1Config
+from dunwu.store import Store
+from dunwu.types import DunwuError, UsageError
+
+TESTS = Path(__file__).parents[1]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+kill_resume = load(TESTS / "kill_resume.py")
+CONFIG: R1Config = kill_resume.short_r1_config()
+ROOT = ("tokenizer", "shards", "base")
+UNTOUCHED = {*ROOT, "r1-zero", "cold-start", "dev1", "dev2", "dev2-no-language", "student-tiny-base", "student-tiny-rl"}
+"""Stages that do not descend from rejection sampling, their measurements apart."""
+
+
+def tell(home: Path, config: R1Config, name: str = "run") -> Path:
+    with Run.open(home / name, "r1", config, 0, Store(home / "store")) as run:
+        r1.run(run, config)
+    return home / name
+
+
+def statuses(run: Path) -> dict[str, str]:
+    return {file.stem: read_json(file)["status"] for file in (run / "stages").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("r1")
+    tell(home, CONFIG)
+    return home
+
+
+def test_every_stage_is_built_and_measured(home: Path) -> None:
+    found = statuses(home / "run")
+    wanted = {*UNTOUCHED, "rejection", "dev3", "preferences", "rm-helpful", "rm-safety", "r1", "r1-overoptimised"}
+    wanted |= {"student-tiny-sft", "student-tiny-opd", "stage-table"}
+    assert wanted <= found.keys()
+    assert set(found.values()) == {"done"}
+    table = json.loads((home / "run" / "stages.json").read_text("utf-8"))
+    assert [m["name"] for m in table["models"]][:6] == ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]
+    lineage = {m["name"]: (m["parent"], m["data"]) for m in table["models"]}
+    assert lineage["Dev3"] == ("base", ["rejection"])
+    assert lineage["R1"] == ("dev3", ["rm-helpful", "rm-safety"])
+    assert len(table["verdicts"]) == 11 and all(v["claim"] and v["figure"] for v in table["verdicts"])
+    assert {chat["language"] for chat in table["chats"]} == {"en", "zh"}
+    assert {reply["name"] for reply in table["chats"][0]["replies"]} == {m["name"] for m in table["models"]}
+    assert [point["step"] for point in table["over_optimisation"]] == [0, 2, 4, 6]
+    page = write_report(home / "run").read_text("utf-8")
+    assert "Dev3" in page and "<script" not in page
+
+
+def test_counts_of_rejection_add_up(home: Path) -> None:
+    counts = json.loads((home / "run" / "stages.json").read_text("utf-8"))["rejection"]
+    assert counts["sampled"] == counts["kept"] + sum(counts["reasons"].values()) == 12
+
+
+def test_another_knob_of_stage_four_runs_it_and_its_descendants_only(home: Path) -> None:
+    other = replace(CONFIG, rejection=replace(CONFIG.rejection, clean=0.4))
+    found = statuses(tell(home, other, "other"))
+    reused = {name for name, status in found.items() if status == "reused"}
+    assert {name for name in found if not name.startswith("measure-")} - reused == {
+        "rejection",
+        "dev3",
+        "preferences",
+        "rm-helpful",
+        "rm-safety",
+        "r1",
+        "r1-overoptimised",
+        "student-tiny-sft",
+        "student-tiny-opd",
+        "stage-table",
+    }
+    assert UNTOUCHED <= reused
+    assert {"measure-dev1", "measure-dev2", "measure-r1-zero", "measure-base"} <= reused
+
+
+def test_a_damaged_artifact_is_named_and_rebuilt_the_same(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    record = read_json(home / "run" / "stages" / "dev1.json")
+    weights = home / "store" / "artifacts" / record["key"] / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    found = statuses(tell(home, CONFIG))
+    said = capfd.readouterr().err
+    assert record["key"] in said and "checksum" in said
+    assert weights.read_bytes() == before
+    assert found["dev2"] in ("done", "reused") and "built" not in said.split("dev2:")[1].splitlines()[0]
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_bytes(home: Path, tmp_path: Path) -> None:
+    stages = sorted(statuses(home / "run"), key=lambda s: read_json(home / "run" / "stages" / f"{s}.json")["start"])
+    for stage in stages:
+        child = os.fork()
+        if child == 0:
+            _die_in(stage, tmp_path)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, stage
+    tell(tmp_path, CONFIG)
+    assert kill_resume.differences(home, tmp_path) == ([], [])
+
+
+def _die_in(stage: str, home: Path) -> None:
+    """Run on in this process until `stage` is about to commit, then die; it does not return."""
+    commit = Store.commit
+
+    def last_breath(self: Store, key: str, work: Path, meta: Any) -> Any:
+        if meta["stage"] == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return commit(self, key, work, meta)
+
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        Store.commit = last_breath  # type: ignore[method-assign]
+        tell(home, CONFIG)
+    finally:
+        os._exit(3)
+
+
+def test_a_given_base_is_used_as_it_is(home: Path, tmp_path: Path) -> None:
+    base = read_json(home / "run" / "stages" / "base.json")["key"]
+    folder = tmp_path / "given"
+    shutil.copytree(home / "store" / "artifacts" / base / "model", folder)
+    config = replace(CONFIG, base=str(folder), students=replace(CONFIG.students, models=(str(folder),)), ablation=False)
+    found = statuses(tell(tmp_path, config))
+    assert "shards" not in found and found["r1"] == "done" and found["student-given-sft"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (replace(CONFIG, base="nowhere"), "no such folder"),
+        (replace(CONFIG, tasks=replace(CONFIG.tasks, chinese=2.0)), "tasks.chinese"),
+        (replace(CONFIG, final=replace(CONFIG.final, preference_steps=99)), "preference_steps"),
+        (replace(CONFIG, students=replace(CONFIG.students, on_policy_from="rl")), "on_policy_from"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_begins(tmp_path: Path, config: R1Config, said: str) -> None:
+    with pytest.raises((UsageError, DunwuError), match=said):
+        tell(tmp_path, config)
+    assert statuses(tmp_path / "run") == {}
+
+
+def test_presets_are_valid() -> None:
+    for preset in R1_PRESETS.values():
+        preset.validate()
