@@ -26,6 +26,7 @@ from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.reject_config import RejectRunConfig
 from dunwu.recipes.reject_rows import (
     chat_row,
+    check_task,
     gather,
     group_row,
     make_task,
@@ -57,6 +58,7 @@ Decide = Callable[[Sequence[Problem], Sequence[Sequence[Completion]]], list[list
 def run(run: Run, config: RejectRunConfig) -> None:
     """The recipe `reject`."""
     config.validate()
+    check_task(config)
     prepare_torch()
     asked = problems(run, config)
     drawn = samples(run, config, asked)

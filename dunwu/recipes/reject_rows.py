@@ -1,6 +1,7 @@
 """What rejection sampling asks: rows of a user's file, or a task's own problems; and both as lines of JSON.
 
     with a named task   countdown: {"numbers": [3, 7, 12], "target": 24} ("nums" too, "language" if it is not English)
+    gsm8k, math         {"question": "…", "gold": "18"}, and the public data sets' own forms
     with a task file    the dicts its functions take
     without a task      {"messages": […]} or {"question": "…"}, "gold" if the right answer is known, "meta" as in chat data
 
@@ -27,6 +28,7 @@ from dunwu.tasks.countdown_exercise import CountdownExercise
 from dunwu.tasks.frames import Frame, Framed, Keyed
 from dunwu.tasks.knights import Knights
 from dunwu.tasks.language import LANGUAGES, words
+from dunwu.tasks.math_answers import KINDS, QuestionTask, gold_fault, question_of
 from dunwu.tasks.templates import question
 from dunwu.tasks.user import UserTask
 from dunwu.tasks.word_problems import WordProblems
@@ -85,7 +87,18 @@ def make_task(config: RejectRunConfig) -> Task | None:
         return None
     if config.task in EXERCISES:
         return Framed(EXERCISES[config.task](), config.frame)
+    if config.task in KINDS:
+        return QuestionTask(config.task, frame=config.frame)
     return get_task(config.task)
+
+
+def check_task(config: RejectRunConfig) -> None:
+    """Raise UsageError or DunwuError, before anything is read, for a task that is none or does not go with the data."""
+    task = make_task(config)
+    if config.data:
+        _reader(config, task)
+    elif isinstance(task, QuestionTask):
+        raise UsageError(f"task {config.task} has no questions of its own", "name a file: --data FILE")
 
 
 def gather(config: RejectRunConfig, seed: int) -> tuple[list[Problem], list[Unusable], list[int]]:
@@ -131,7 +144,10 @@ def _framed(exercise: Exercise, frame: Frame, split: str, seed: int, index: int)
     problem = Framed(exercise, frame).problem(split, seed, index)
     if problem.messages:
         return problem
-    asked = Framed(exercise, "chat").problem(split, seed, index).messages
+    return _with_asked(problem, Framed(exercise, "chat").problem(split, seed, index).messages)
+
+
+def _with_asked(problem: Problem, asked: Sequence[Message]) -> Problem:
     return replace(problem, meta={**problem.meta, ASKED: [plain(message) for message in asked]})
 
 
@@ -148,6 +164,8 @@ def _reader(config: RejectRunConfig, task: Task | None) -> Callable[[dict[str, A
         return judged_problem
     if isinstance(task, UserTask):
         return lambda row: task.make_problem(task.row(row))
+    if isinstance(task, QuestionTask):
+        return lambda row: question_problem(task, row)
     if config.task == "countdown":
         return lambda row: _framed(Listed(CountdownExercise(), [countdown_problem(row)]), config.frame, "", 0, 0)
     raise UsageError(f"task {config.task} draws its own problems", "leave --data away, or write a task file")
@@ -168,6 +186,22 @@ def countdown_problem(row: Mapping[str, Any]) -> Problem:
     meta = {"language": language, "family": "countdown"}
     asked = (Message("user", question(numbers, int(target), language)),)
     return Problem("countdown", identity, {**data, "language": language}, "", meta, asked)
+
+
+def question_problem(task: QuestionTask, row: Mapping[str, Any]) -> Problem:
+    """A row of gsm8k or math, in any of the public data sets' forms.
+
+    Raises:
+        ValueError: with the row's fault.
+    """
+    asked = question_of(row)
+    if asked is None:
+        raise ValueError('no question with an answer: {"question": "…", "gold": "18"}')
+    fault = gold_fault(task.name, asked["gold"])
+    if fault is not None:
+        raise ValueError(f"the gold answer is {fault}")
+    problem = task.make_problem(asked)
+    return problem if problem.messages else _with_asked(problem, (Message("user", asked["question"]),))
 
 
 def judged_problem(row: Mapping[str, Any]) -> Problem:
