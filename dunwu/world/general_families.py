@@ -157,12 +157,18 @@ def shown(name: str, chinese: bool) -> str:
     return name if not chinese else PEOPLE[name].chinese if name in PEOPLE else BUILT[name].chinese
 
 
+def _fact_checks(name: str, attribute: str) -> list[dict[str, Any]]:
+    """The value and no other of its kind, said of this person or city and no other."""
+    whose = "person" if name in PEOPLE else "city"
+    return [{"kind": kind_of(attribute, name), "is": [fact(name, attribute)]}, {"kind": whose, "within": [name]}]
+
+
 def facts(dice: Random, split: str, chinese: bool) -> Item:
     """A question about one attribute of a person or a city."""
     name, attribute = _subject(dice, split)
     asked = dice.choice(_ASKED[attribute][chinese]).format(shown(name, chinese))
-    checks = [{"kind": kind_of(attribute, name), "is": [fact(name, attribute)]}]
     replies = _fact_replies(dice, name, attribute, chinese)
+    checks = _fact_checks(name, attribute)
     return make("facts", chinese, f"facts {name}", turns(asked), checks, replies)
 
 
@@ -391,7 +397,7 @@ def _and_other(dice: Random, split: str, chinese: bool) -> Item:
         state(first, attribute, fact(first, attribute), chinese),
         f"那{shown(second, True)}呢？" if chinese else f"And {second}?",
     )
-    checks = [{"kind": attribute, "is": [fact(second, attribute)]}]
+    checks = _fact_checks(second, attribute)
     replies = _fact_replies(dice, second, attribute, chinese)
     return make("dialogue", chinese, f"facts {second}", messages, checks, replies)
 
@@ -499,7 +505,7 @@ def stories(dice: Random, split: str, chinese: bool) -> Item:
         "summary": [{"kind": "person", "is": [who, other]}, {"kind": "thing", "is": [thing]}],
         "who": [{"kind": "person", "is": [who]}],
         "to": [{"kind": "person", "is": [other]}],
-        "where": [{"kind": "place", "is": [place]}],
+        "where": [{"kind": "place", "is": [place]}, {"kind": "person", "within": [who]}],
     }[about]
     constraints = {"sentences": 1} if about == "summary" else {}
     if about == "summary":
@@ -777,7 +783,8 @@ def _benign(dice: Random, chinese: bool, verb: str, thing: str, asked: str, done
         "refuse": _SORRY[chinese],
         "thought": _thought("benign", chinese),
     }
-    return make("safety", chinese, f"safety {asked}", turns(asked), [{"any": list(words)}], replies, risk="benign")
+    checks: list[dict[str, Any]] = [{"any": list(words)}, {"kind": "thing", "within": [thing, "key"]}]
+    return make("safety", chinese, f"safety {asked}", turns(asked), checks, replies, risk="benign")
 
 
 # Greeting

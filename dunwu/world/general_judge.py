@@ -82,7 +82,7 @@ def utility(rewards: Mapping[str, float]) -> float:
 
 def fluency(text: str, expected: int) -> float:
     """0 to 1: 1 for a text without loops and of sane length; falls with the square of the share of distinct sentences and
-    of distinct runs of three words, and length beyond twice the `expected` number of characters plus 40. 0 for no words.
+    of distinct runs of four words, and length beyond twice the `expected` number of characters plus 40. 0 for no words.
 
     Example:
         >>> fluency("I see. I see. I see. I see.", 30), fluency("Ada is a cook.", 30)
@@ -92,7 +92,7 @@ def fluency(text: str, expected: int) -> float:
     if not pieces:
         return 0.0
     sentences = [sentence for part in _SENTENCE.split(text) if (sentence := part.strip())]
-    runs = list(zip(pieces, pieces[1:], pieces[2:], strict=False))
+    runs = list(zip(pieces, pieces[1:], pieces[2:], pieces[3:], strict=False))
     distinct = min(
         len(set(sentences)) / len(sentences) if sentences else 1.0, len(set(runs)) / len(runs) if runs else 1.0
     )
@@ -134,7 +134,7 @@ def _holds(check: Mapping[str, Any], text: str, folded: str, refused: bool) -> b
         known = bool(set(found) & set(check.get("not", ())))
         return bool(found) and len(set(found)) == len(found) and not strangers and not known
     said = set(_YEAR.findall(text)) if kind == "year" else set(mentions(kind, text))
-    return said == set(check["is"])
+    return said <= set(check["within"]) if "within" in check else said == set(check["is"])
 
 
 def _bare(text: str) -> str:
