@@ -35,6 +35,7 @@ from dunwu.disk import (
     remove_temporaries,
     write_atomically,
 )
+from dunwu.hub import from_hub, is_hub_name
 from dunwu.types import UsageError
 
 MANIFEST, MARKER = "manifest.json", "COMPLETE"
@@ -195,13 +196,15 @@ def default_home() -> Path:
 
 
 def resolve_model(text: str, store: Store | None = None) -> Path:
-    """The folder of MODEL: a folder, or a run's stage such as `runs/x:r1-zero`.
+    """The folder of MODEL: a folder, a run's stage such as `runs/x:r1-zero`, or a name of the hub (`Qwen/Qwen2.5-3B`).
 
     A folder is a model if it, or its `model/` subfolder, holds a `config.json`.
 
     Raises:
         UsageError: naming what is there instead.
     """
+    if is_hub_name(text) and not Path(text).exists() and not Path(text).parent.is_dir():
+        return from_hub(text)
     folder = resolve_folder(text, store)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():

@@ -1,7 +1,7 @@
 """Model folders in Hugging Face's layout, in and out: `Qwen2ForCausalLM` with safetensors.
 
 What we save loads unchanged in transformers, vLLM and llama.cpp's converter; what they save of the
-same class loads here. Weights are stored as they are (bf16 or fp32). Not covered: sharded folders,
+same class loads here, sharded or not. Weights are stored as they are (bf16 or fp32), in one file. Not covered:
 RoPE scaling, sliding windows.
 """
 
@@ -110,13 +110,14 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Non
     """
     folder = Path(folder)
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
-    for file in (config_file, weights_file):
+    sharded = folder / "model.safetensors.index.json"
+    for file in (config_file, sharded if sharded.is_file() else weights_file):
         if not file.is_file():
             raise DunwuError(f"{folder} is no model folder: {file.name} is missing", "give a folder with both files")
     try:
         record = json.loads(config_file.read_text(encoding="utf-8"))
-        tensors = load_file(weights_file)
-    except (ValueError, SafetensorError) as error:
+        tensors = _load_shards(sharded) if sharded.is_file() else load_file(weights_file)
+    except (ValueError, KeyError, SafetensorError) as error:
         raise DunwuError(f"{folder} is damaged: {error}", "copy or build it again") from error
     config = from_hf_config(record, str(config_file))
     with torch.device("meta"):
@@ -130,6 +131,18 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Non
         detail = " ".join(str(error).split())[:200]
         raise DunwuError(f"{weights_file} does not fit its config.json: {detail}", "copy the folder again") from error
     return model.to(device=device, dtype=dtype or stored)
+
+
+def _load_shards(index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all files that the index of a sharded folder names."""
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        file = index.with_name(Path(name).name)
+        if not file.is_file():
+            raise DunwuError(f"{file} is missing, which {index.name} names", "copy the folder again")
+        tensors |= load_file(file)
+    return tensors
 
 
 def resolve_dtype(precision: str, device: str, cpu_flags: set[str]) -> torch.dtype:

@@ -12,6 +12,7 @@ from dunwu.log import Run, read_json
 from dunwu.model.hf import from_hf_config
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.grpo_config import GrpoRunConfig
+from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.reinforce import held_out_point, open_learner, reinforce, save_learner
 from dunwu.recipes.stages import file_digest
 from dunwu.rollout.engine import Engine
@@ -31,7 +32,10 @@ def run(run: Run, config: GrpoRunConfig) -> None:
     folder = resolve_model(config.model, run.store)
     check_room(folder, task, config, run.seed)
     prepare_torch()
-    learn(run, config, folder, task)
+    learned = learn(run, config, folder, task)
+    figures = learned.meta["metrics"]
+    before, after = figures["before"], figures["held_out_accuracy"]
+    print(f"{learned.path / MODEL}: held-out accuracy {before:.3f} → {after:.3f} in {config.grpo.steps} steps")
 
 
 def make_task(config: GrpoRunConfig) -> Task:

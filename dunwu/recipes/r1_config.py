@@ -24,10 +24,10 @@ class TasksConfig:
     """Share of knights-and-knaves puzzles, hard as well."""
     chinese: float = 0.4
     """Share of prompts in Chinese."""
-    file: str = ""
-    """Instead of all these: a task file (FILE.py), or the name of a task that reads `data`."""
+    name: str = ""
+    """Instead of all these: a name from `dunwu tasks` (gsm8k, math, …) or your own task file (FILE.py)."""
     data: str = ""
-    """Problems for a named task (JSONL, Parquet)."""
+    """Problems for a named task: a file, or for gsm8k and math also a folder with train.jsonl and test.jsonl."""
 
     def validate(self) -> None:
         """Raise UsageError for shares that cannot be drawn."""
@@ -207,6 +207,10 @@ class R1Config:
     """The stage table."""
     base: str = ""
     """Hugging Face model folder or name to start from instead of pretraining one."""
+    sampler: str = ""
+    """URL of an endpoint that answers in the data stages (cold start, rejection) instead of the run's own model."""
+    sampler_model: str = ""
+    """Name of the model at that URL."""
     base_seed: int = -1
     """Seed of the world and the base; -1 takes the run's seed. Runs that agree share one base."""
     device: str = "auto"

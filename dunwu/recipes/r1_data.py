@@ -21,7 +21,7 @@ from dunwu.model.hf import load_model
 from dunwu.model.runtime import resolve_device
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
-from dunwu.recipes.r1_tasks import general_exercise, general_task, reasoning_task
+from dunwu.recipes.r1_tasks import general_exercise, general_task, reasoning_task, tasks_key
 from dunwu.rollout.cache import CachedChat
 from dunwu.rollout.endpoint import Endpoint, is_url
 from dunwu.rollout.engine import Engine
@@ -31,8 +31,22 @@ from dunwu.rollout.local import LocalChat
 from dunwu.rollout.noisy_truth import NoisyTruth
 from dunwu.rollout.selection import Kept, Selection, SelectionRules, example, mix, select
 from dunwu.store import Artifact, resolve_model
+from dunwu.tasks.frames import reply_text
 from dunwu.tasks.rewrite import rewrite
-from dunwu.types import ChatExample, ChatModel, Group, Message, Preference, Problem, SamplingParams, Task, derive_seed
+from dunwu.tasks.score import judge_groups
+from dunwu.types import (
+    ChatExample,
+    ChatModel,
+    Completion,
+    Group,
+    Message,
+    Preference,
+    Problem,
+    Rollout,
+    SamplingParams,
+    Task,
+    derive_seed,
+)
 from dunwu.world.general import safety_rows, scored_pairs, sft_examples
 
 CHAT, PAIRS, SAFETY, COUNTS = "chat.jsonl", "pairs.jsonl", "safety.jsonl", "counts.json"
@@ -57,7 +71,13 @@ def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
         counts = _counts(chosen) | {"reasoning": len(reasoning), "general": len(general), "rows": len(rows)}
         return _write_counts(work, counts)
 
-    key = {"cold_start": wanted, "tasks": config.tasks, "max_tokens": config.zero.max_tokens, "seed": run.seed}
+    key = {
+        "cold_start": wanted,
+        "tasks": tasks_key(config.tasks),
+        "max_tokens": config.zero.max_tokens,
+        "seed": run.seed,
+    }
+    key |= {"sampler": [config.sampler, config.sampler_model]}
     return run.stage("cold-start", build, key, [zero])
 
 
@@ -83,7 +103,8 @@ def rejection(run: Run, config: R1Config, dev2: Artifact) -> Artifact:
         counts = _counts(chosen) | {"reasoning": mixed.reasoning, "general": mixed.general, "cut": mixed.cut}
         return _write_counts(work, counts | {"rows": len(mixed.rows), "with_thinking": thinking})
 
-    key = {"rejection": wanted, "tasks": config.tasks, "max_tokens": config.reasoning.max_tokens, "seed": run.seed}
+    key = {"rejection": wanted, "tasks": tasks_key(config.tasks), "max_tokens": config.reasoning.max_tokens}
+    key |= {"sampler": [config.sampler, config.sampler_model], "seed": run.seed}
     return run.stage("rejection", build, key, [dev2])
 
 
@@ -109,7 +130,7 @@ def preferences(run: Run, config: R1Config, dev3: Artifact) -> Artifact:
         counts = {"judge": judge.name, "kept": len(rows), "dropped": dict(dropped), **judge_figures(judgements)}
         return _write_counts(work, counts | {"agreement": sum(right) / max(1, len(right))})
 
-    key = {"preferences": wanted, "tasks": config.tasks, "seed": run.seed}
+    key = {"preferences": wanted, "tasks": tasks_key(config.tasks), "seed": run.seed}
     return run.stage("preferences", build, key, [dev3])
 
 
@@ -117,10 +138,13 @@ def sample(
     run: Run, config: R1Config, stage: str, model: Artifact, task: Task, indices: range, samples: int, max_tokens: int
 ) -> list[Group]:
     """`samples` completions at T = 1 of each of these training problems, judged."""
+    problems = list({p.id: p for p in (task.problem("train", run.seed, index) for index in indices)}.values())
+    params = SamplingParams(max_tokens=max_tokens)
+    if config.sampler:
+        return _served(config, task, problems, samples, params, derive_seed(stage, run.seed))
     encoder = load_tokenizer(model.path / MODEL)
     engine = Engine(load_model(model.path / MODEL, resolve_device(config.device)), encoder)
-    problems = list({p.id: p for p in (task.problem("train", run.seed, index) for index in indices)}.values())
-    params, groups = SamplingParams(max_tokens=max_tokens), []
+    groups: list[Group] = []
     chunk = max(1, 512 // samples)
     with Progress(len(problems), f"{stage}: sampling", "problems") as progress:
         for start in range(0, len(problems), chunk):
@@ -130,9 +154,27 @@ def sample(
     return groups
 
 
+def _served(
+    config: R1Config, task: Task, problems: Sequence[Problem], samples: int, params: SamplingParams, seed: int
+) -> list[Group]:
+    """The same from an endpoint; its completions have no ids."""
+    talks = [problem.messages or (Message("user", problem.prompt),) for problem in problems for _ in range(samples)]
+    seeds = [derive_seed("served", seed, problem.id, n) for problem in problems for n in range(samples)]
+    answers = iter(Endpoint(config.sampler, config.sampler_model).complete(talks, seeds, params))
+    drawn = [
+        [Completion(reply_text(a.message), (), (), a.finish_reason, 0) for a in islice(answers, samples)]
+        for _ in problems
+    ]
+    verdicts = judge_groups(task, problems, drawn)
+    return [
+        Group(problem, (), tuple(map(Rollout, completions, judged)))
+        for problem, completions, judged in zip(problems, drawn, verdicts, strict=True)
+    ]
+
+
 def _rewritten(talk: Problem, kept: Kept, seed: int) -> ChatExample:
     """A sample of R1-Zero as a conversation in the first person, with a summary."""
-    reply = rewrite(talk, kept.thinking or "", kept.answer or "", derive_seed("rewrite", seed, talk.id))
+    reply = rewrite(talk, kept.thinking or "", kept.answer or kept.content, derive_seed("rewrite", seed, talk.id))
     return ChatExample((*talk.messages, reply), {**talk.meta, "task": talk.task, "id": talk.id})
 
 

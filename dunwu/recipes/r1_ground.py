@@ -11,7 +11,7 @@ from dunwu.model.config import PRESETS
 from dunwu.recipes import stages
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
-from dunwu.recipes.r1_tasks import reasoning_exercises
+from dunwu.recipes.r1_tasks import reasoning_parts
 from dunwu.store import Artifact, resolve_model
 from dunwu.types import DunwuError
 
@@ -31,8 +31,9 @@ def check_inputs(config: R1Config) -> None:
     Raises:
         DunwuError: a model folder, tokenizer or task that cannot be used.
     """
-    for exercise, _ in reasoning_exercises(config.tasks):
-        exercise.draw("train", 0, 0)
+    for task, _ in reasoning_parts(config.tasks, "chat", 1.0):
+        for split in ("train", "valid", "test"):
+            task.problem(split, 0, 0)
     for folder in filter(None, (config.base, *given_students(config))):
         encoder = load_tokenizer(resolve_model(folder))
         if len(encoder.stop_ids) < 2:

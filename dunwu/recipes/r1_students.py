@@ -11,7 +11,7 @@ from dunwu.model.runtime import resolve_device
 from dunwu.recipes.pretraining import MODEL, base_stage
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_ground import Ground, given_model
-from dunwu.recipes.r1_tasks import reasoning_task
+from dunwu.recipes.r1_tasks import reasoning_task, tasks_key
 from dunwu.recipes.r1_training import fine_tuning, zero_rl
 from dunwu.recipes.reinforce import open_learner, save_learner, save_state
 from dunwu.recipes.stages import base_seed, held_out_losses
@@ -67,5 +67,5 @@ def on_policy(run: Run, config: R1Config, stage: str, student: Artifact, teacher
         save_learner(learner, encoder, work)
         return figures or {k: v for k, v in state.items() if k == "reverse_kl"}
 
-    key = {"distill": settings, "tasks": config.tasks, "frame": "chat", "seed": run.seed}
+    key = {"distill": settings, "tasks": tasks_key(config.tasks), "frame": "chat", "seed": run.seed}
     return run.stage(stage, build, key, [student, teacher])

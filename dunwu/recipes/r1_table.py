@@ -19,7 +19,7 @@ from dunwu.model.runtime import resolve_device
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_data import COUNTS
-from dunwu.recipes.r1_tasks import frame_of, general_task, reasoning_parts
+from dunwu.recipes.r1_tasks import frame_of, general_task, reasoning_parts, tasks_key
 from dunwu.recipes.rm import CALIBRATION
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
@@ -88,7 +88,7 @@ def measured(run: Run, config: R1Config, model: Artifact) -> Artifact:
         write_atomically(work / CHATS, json.dumps(chats, ensure_ascii=False) + "\n")
         return {key: interval.value for key, interval in found.scores.items()}
 
-    key = {"table": wanted, "tasks": config.tasks, "frame": frame}
+    key = {"table": wanted, "tasks": tasks_key(config.tasks), "frame": frame}
     return run.stage(f"measure-{model.meta['stage']}", build, key, [model])
 
 

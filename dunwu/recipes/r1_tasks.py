@@ -1,14 +1,20 @@
-"""What R1's stages ask: reasoning prompts, general prompts, and when each takes part. No torch."""
+"""What R1's stages ask: reasoning prompts, general prompts, and when each takes part."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from dunwu.recipes.r1_config import TasksConfig
+from dunwu.recipes.stages import file_digest
 from dunwu.store import Artifact
 from dunwu.tasks.countdown_exercise import CountdownExercise
 from dunwu.tasks.frames import Frame, Framed, Mixture, RewardWeights
 from dunwu.tasks.knights import Knights
+from dunwu.tasks.registry import get_task
+from dunwu.tasks.spoken import Spoken
 from dunwu.tasks.word_problems import WordProblems
 from dunwu.types import Exercise, Problem, Task, Verdict
 from dunwu.world.general import General
@@ -25,9 +31,25 @@ def reasoning_exercises(config: TasksConfig) -> list[tuple[Exercise, float]]:
 
 
 def reasoning_parts(config: TasksConfig, frame: Frame, language_weight: float) -> list[tuple[Task, float]]:
-    """The reasoning tasks in a frame, with their shares."""
+    """The reasoning tasks in a frame, with their shares: the user's task if there is one, else the world's."""
+    if config.name:
+        return [(Spoken(user_task(config, frame), frame, language_weight), 1.0)]
     weights = RewardWeights(language=language_weight)
     return [(Framed(exercise, frame, weights), share) for exercise, share in reasoning_exercises(config)]
+
+
+def tasks_key(config: TasksConfig) -> dict[str, Any]:
+    """What of the tasks decides a stage: the settings, and the content of the user's files."""
+    files = [name for name in (config.name, config.data) if name and Path(name).exists()]
+    parts = sorted(part for name in files for part in ([Path(name)] if Path(name).is_file() else Path(name).iterdir()))
+    return {**asdict(config), "files": [file_digest(str(part)) for part in parts if part.is_file()]}
+
+
+def user_task(config: TasksConfig, frame: Frame) -> Task:
+    """The task the user named."""
+    if config.name.endswith(".py") or config.name == "countdown":
+        return get_task(config.name, **({"data": config.data} if config.data else {}))
+    return get_task(config.name, frame=frame, **({"data": config.data} if config.data else {}))
 
 
 def reasoning_task(config: TasksConfig, frame: Frame, language_weight: float) -> Mixture:

@@ -16,7 +16,7 @@ from dunwu.model.runtime import resolve_device
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_data import CHAT, PAIRS, SAFETY
-from dunwu.recipes.r1_tasks import Onward, general_task, reasoning_parts, reasoning_task
+from dunwu.recipes.r1_tasks import Onward, general_task, reasoning_parts, reasoning_task, tasks_key
 from dunwu.recipes.reinforce import OnStep, open_learner, reinforce, save_learner
 from dunwu.recipes.rm import read_files, reward_stage
 from dunwu.rollout.engine import Engine
@@ -37,7 +37,7 @@ REWARD_EVERY = 20
 def zero_rl(run: Run, config: R1Config, name: str, base: Artifact, settings: GrpoConfig) -> Artifact:
     """Pure RL from a base in R1-Zero's template: accuracy and format, nothing else (R1, 2.1)."""
     task = reasoning_task(config.tasks, "zero", 0.0)
-    key = {"grpo": settings, "tasks": config.tasks, "frame": "zero"}
+    key = {"grpo": settings, "tasks": tasks_key(config.tasks), "frame": "zero"}
     return _rl_stage(run, config, name, base, settings, task, key)
 
 
@@ -46,7 +46,7 @@ def reasoning_rl(run: Run, config: R1Config, name: str, parent: Artifact, langua
     task = reasoning_task(config.tasks, "chat", language_weight)
     key: dict[str, Any] = {
         "grpo": config.reasoning,
-        "tasks": config.tasks,
+        "tasks": tasks_key(config.tasks),
         "frame": "chat",
         "language_weight": language_weight,
     }
@@ -167,5 +167,10 @@ def preference_rl(
     else:
         turn = (settings.steps - final.preference_steps) * settings.problems * settings.dynamic_rounds
         task = Onward(reasoning_parts(config.tasks, "chat", config.language_weight), general, turn, final.general)
-    key = {"final": final, "tasks": config.tasks, "language_weight": config.language_weight, "beyond": beyond}
+    key = {
+        "final": final,
+        "tasks": tasks_key(config.tasks),
+        "language_weight": config.language_weight,
+        "beyond": beyond,
+    }
     return _rl_stage(run, config, name, parent, settings, task, key | {"frame": "chat"}, (helpful, safety))

@@ -136,3 +136,25 @@ def test_impossible_shapes_are_refused() -> None:
         Transformer(replace(SMALL, num_heads=3))
     with pytest.raises(UsageError, match="no model size"):
         model_preset("9T", 100)
+
+
+def test_sharded_folders_load_as_one(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen2Config(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+    )
+    torch.manual_seed(0)
+    reference = transformers.Qwen2ForCausalLM(config).eval()
+    reference.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert (load_model(tmp_path)(ids) - reference(ids).logits).abs().max() <= 1e-4
+    next(tmp_path.glob("model-*.safetensors")).unlink()
+    with pytest.raises(DunwuError, match="is missing, which"):
+        load_model(tmp_path)
