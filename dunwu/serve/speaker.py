@@ -7,14 +7,15 @@ Not covered: streaming from a server (its reply comes whole), tools.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from dunwu.data.chat import encode_prompt, parse_reply
+import torch
+
+from dunwu.data.chat import encode_conversation, encode_prompt, parse_reply, require_turns
 from dunwu.data.tokenizer import TURN_END, TURN_START, Tokenizer, load_tokenizer
 from dunwu.model.hf import load_model
 from dunwu.model.runtime import prepare_torch, resolve_device
@@ -48,8 +49,9 @@ class Reply:
         if frame == "chat":
             return parse_reply(self.raw.strip())
         parsed = split_completion(self.raw)
-        content = self.raw.strip() if parsed.answer is None else parsed.answer.strip()
-        return Message("assistant", content, parsed.think if parsed.answer is not None else None)
+        if parsed.answer is None:
+            return parse_reply(self.raw.strip())
+        return Message("assistant", parsed.answer.strip(), parsed.think)
 
 
 class Speaker(Protocol):
@@ -144,26 +146,38 @@ def open_speaker(folder: Path, name: str, frame: str = "auto", device: str = "au
     """
     prepare_torch()
     tokenizer = load_tokenizer(folder)
-    chosen: Frame = (
-        "zero" if frame == "zero" or (frame == "auto" and not speaks_in_turns(folder, tokenizer)) else "chat"
-    )
-    return LocalSpeaker(load_model(folder, resolve_device(device)), tokenizer, chosen, name)
+    if frame == "chat":
+        require_turns(tokenizer)
+    model = load_model(folder, resolve_device(device))
+    turns = frame == "chat" or (frame == "auto" and speaks_in_turns(model, tokenizer))
+    return LocalSpeaker(model, tokenizer, "chat" if turns else "zero", name)
 
 
-def speaks_in_turns(folder: Path, tokenizer: Tokenizer) -> bool:
-    """Whether the folder says that its model ends a turn with <|im_end|>: as the tokenizer's end token, or among
-    generation_config's `eos_token_id`. (A base trained here has the token in its vocabulary, and has never seen it.)"""
-    start, end = (tokenizer.backend.token_to_id(token) for token in (TURN_START, TURN_END))
-    if start is None or end is None:
+@torch.inference_mode()
+def speaks_in_turns(model: Transformer, tokenizer: Tokenizer) -> bool:
+    """Whether the model has learned <|im_end|>, found out by asking: somewhere in a short reply it must be likely.
+
+    What a folder declares does not tell: a base has the token in its vocabulary, and has never seen it. Bases and
+    R1-Zeros trained here give it 2e-3 at most, a model fine-tuned on conversations 0.5 and more.
+    """
+    if tokenizer.backend.token_to_id(TURN_START) is None or tokenizer.backend.token_to_id(TURN_END) is None:
         return False
-    try:
-        record = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        record = {}
-    except ValueError as error:
-        raise DunwuError(f"{folder / 'generation_config.json'} is damaged: {error}", "copy it again") from error
-    ends = record.get("eos_token_id") if isinstance(record, dict) else None
-    return tokenizer.end_id == end or end in (ends if isinstance(ends, list) else [ends])
+    end = require_turns(tokenizer)[1]
+    for question, reply in _SHORT_TALKS:
+        talk = encode_conversation(tokenizer, [Message("user", question), reply])
+        logits_TV = model(torch.tensor([talk.ids], device=model.head_weight.device))[0]
+        learned = torch.tensor([place - 1 for place, mask in enumerate(talk.loss_mask) if mask])
+        if float(logits_TV[learned].float().softmax(-1)[:, end].max()) > _LIKELY:
+            return True
+    return False
+
+
+_LIKELY = 0.02
+_SHORT_TALKS = (
+    ("1+1?", Message("assistant", "2.")),
+    ("1+1?", Message("assistant", "It is <answer>2</answer>.", "1+1=2")),
+    ("你好", Message("assistant", "你好。")),
+)
 
 
 def without_oldest(messages: Sequence[Message]) -> list[Message] | None:
