@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from random import Random
 from time import perf_counter
 
@@ -345,3 +347,11 @@ def test_no_word_of_a_kind_hides_in_another() -> None:
 def test_keys_fall_into_splits_by_their_shares() -> None:
     counts = Counter(split_of_key(f"key {n}") for n in range(5000))
     assert 0.18 < counts["test"] / 5000 < 0.22 and 0.08 < counts["valid"] / 5000 < 0.12
+
+
+@pytest.mark.parametrize("page", ["world.md", "world.zh-CN.md"])
+def test_the_documented_example_prints_what_the_page_says(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    code, printed = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, flags=re.DOTALL)[0]
+    exec(compile(code, page, "exec"), {})
+    assert capsys.readouterr().out == printed
