@@ -6,7 +6,7 @@
     score(problem, completion)   1 right, 0 wrong, or between; or several by name, {"accuracy": 1.0, "brief": 0.5}, of which
                                  "accuracy", else the first, says right or wrong; the reward is their sum
     gold(problem)                a completion that is right
-    corrupt(problem)             optional: a completion that is wrong
+    corrupt(problem)             optional: a completion that is wrong; else gold with other digits and other problems' golds
     name, weights, time_limit    optional: the task's name, {reward: weight}, seconds a score may take (5)
 
 Running the file is running its author's code; `score` runs in a process of its own (`score_worker.py`), all else here.
@@ -115,7 +115,10 @@ class UserTask:
         return self._text("gold", problem)
 
     def corruptions(self, problem: Problem) -> list[str]:
-        """Completions that must be wrong: `corrupt(problem)` where the file has it, else its gold with other digits; and nothing."""
+        """Completions that must be wrong: `corrupt(problem)` where the file has it, else its gold with other digits; and nothing.
+
+        Without `corrupt`, `load_task` also tries golds of other problems, of which one at least must be wrong.
+        """
         if "corrupt" in self.file.functions:
             return [self._text("corrupt", problem), ""]
         gold = self.gold(problem)
@@ -191,6 +194,8 @@ def load_task(path: str | Path) -> UserTask:
                 raise task.file.fault("problems", what, "a problem belongs to one split")
         for problem in problems[:GOLDS]:
             _check_gold(task, problem)
+        if "corrupt" not in task.file.functions:
+            _check_others(task, problems[:GOLDS])
     return task
 
 
@@ -229,6 +234,16 @@ def _check_gold(task: UserTask, problem: Problem) -> None:
             what = f"the wrong answer {_short(wrong)} to {shown} scores {got:g}, not 0"
             cure = "correct score" if "corrupt" in task.file.functions else "correct score, or define corrupt(problem)"
             raise task.file.fault("score", what, cure)
+
+
+def _check_others(task: UserTask, problems: Sequence[Problem]) -> None:
+    """Not every gold of another problem is right: score looks at the problem."""
+    golds = [task.gold(problem) for problem in problems]
+    for problem, gold in zip(problems, golds, strict=True):
+        others = [other for other in golds if other != gold]
+        if others and all(_scored(task, problem, other).rewards["accuracy"] for other in others):
+            what = f"{_short(dict(problem.data))} accepts {_short(others[0])}, the gold answer of another problem"
+            raise task.file.fault("score", what, "correct score, or define corrupt(problem)")
 
 
 def _scored(task: UserTask, problem: Problem, completion: str) -> Verdict:

@@ -125,6 +125,19 @@ def test_a_bad_file_is_told_with_its_line(tmp_path: Path, old: str, new: str, sa
     assert "\n" not in str(error.value) and error.value.exit_code == 1
 
 
+def test_a_score_that_does_not_look_at_the_problem_is_found(tmp_path: Path) -> None:
+    """Golds without digits: only those of other problems can tell."""
+    letters = GOOD.replace("str(problem['a'] + problem['b'])".replace("'", '"'), '"abcdefghij"[problem["a"] % 10]')
+    assert letters != GOOD
+    assert load_task(write(tmp_path, letters))
+    careless = letters.replace("completion == gold(problem)", 'completion != ""')
+    with pytest.raises(
+        DunwuError, match=r"own.py:11: \{'a': 0, 'b': 7\} accepts 'b', the gold answer of another problem"
+    ):
+        load_task(write(tmp_path, careless))
+    assert load_task(write(tmp_path, careless + "\n\ndef corrupt(problem):\n    return ''\n"))
+
+
 def test_a_score_that_raises_or_hangs_is_no_zero_and_harms_no_later_call(tmp_path: Path) -> None:
     text = GOOD.replace(
         "    return float(completion == gold(problem))",
