@@ -12,15 +12,16 @@ SMOKE := runs/smoke
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make r1        the main job: data, training, report (calls r1-zero for now)"
-	@echo "make r1-zero   the aha experiment: base model, GRPO with rule rewards only, evidence, report; minutes"
+	@echo "make r1        the whole of R1: pages, base, R1-Zero, Dev1 to Dev3, reward models, R1, students, report"
+	@echo "make r1-zero   the first part alone: base, GRPO with rule rewards only, evidence, report; minutes"
 	@echo "make test      lint, types, doors, every test"
-	@echo "make smoke     every stage at toy size"
+	@echo "make smoke     every stage of both recipes at toy size"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make docs      checks what the documentation says: links, commands, examples"
 	@echo "make clean     removes caches and builds; runs and $(VENV) stay"
 
-r1: r1-zero
+r1: $(VENV)/ready
+	$(BIN)/dunwu run r1 $(ARGS)
 
 r1-zero: $(VENV)/ready
 	$(BIN)/dunwu run r1-zero $(ARGS)
@@ -42,8 +43,10 @@ test: lint
 
 smoke: $(VENV)/ready
 	rm -rf $(SMOKE) $(SMOKE)-store
-	DUNWU_HOME=$(SMOKE)-store $(BIN)/dunwu run r1-zero --preset tiny --out $(SMOKE)
-	DUNWU_HOME=$(SMOKE)-store $(BIN)/dunwu report $(SMOKE)
+	DUNWU_HOME=$(SMOKE)-store $(BIN)/dunwu run r1-zero --preset tiny --out $(SMOKE)/r1-zero
+	DUNWU_HOME=$(SMOKE)-store $(BIN)/dunwu report $(SMOKE)/r1-zero
+	DUNWU_HOME=$(SMOKE)-store $(BIN)/dunwu run r1 --preset tiny --out $(SMOKE)/r1
+	DUNWU_HOME=$(SMOKE)-store $(BIN)/dunwu report $(SMOKE)/r1
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
