@@ -96,7 +96,8 @@ class RewardFunctions:
         columns: dict[str, list[float | str | None]] = {
             name: _values(name, function, given, len(texts)) for name, (function, _) in self.functions.items()
         }
-        own = [self.task.score(problem, text) for problem, text in zip(problems, texts, strict=True)]
+        together = getattr(self.task, "score_all", None)
+        own = together(problems, texts) if together else [self.task.score(p, c) for p, c in zip(problems, texts)]
         return [
             self._verdict({name: column[row] for name, column in columns.items()}, own[row]) for row in range(len(own))
         ]
