@@ -98,7 +98,9 @@ def results_table(results: Results, record: Mapping[str, Any]) -> str:
     over, seeds = study["over_seeds"], study["seeds"]
     rows = [[say("held-out pass@1", "留出题 pass@1"), say("base", "基座"), "R1-Zero", say("change", "变化")]]
     name = say(f"**mean of {len(seeds)} seeds** (95% interval)", f"**{len(seeds)} 个种子的均值**（95% 区间）")
-    rows.append([name, *(_figure(over[key]) for key in ("base", "result")), _figure(over["difference"], "+")])
+    rows.append(
+        [name, *(interval_text(over[key]) for key in ("base", "result")), interval_text(over["difference"], "+")]
+    )
     for seed in seeds:
         rows.append([say(f"seed {seed['seed']}", f"种子 {seed['seed']}"), *_ends(seed)])
     for control in study["controls"]:
@@ -162,12 +164,15 @@ def verdict_table(results: Results, record: Mapping[str, Any]) -> str:
 
 
 MEASURED = (
+    ("time-r1", "`make r1`, packages installed", "`make r1`（依赖已装好）", "{minutes:.0f} min", "{minutes:.0f} 分钟"),
     ("time-r1-zero", "`make r1-zero`, packages installed", "`make r1-zero`（依赖已装好）",
      "{minutes:.1f} min, {rl_minutes:.1f} of them RL", "{minutes:.1f} 分钟，其中强化学习 {rl_minutes:.1f} 分钟"),
     ("time-smoke", "`make smoke`", "`make smoke`", "{seconds:.0f} s", "{seconds:.0f} 秒"),
     ("time-test", "`make test`", "`make test`", "{minutes:.1f} min", "{minutes:.1f} 分钟"),
     ("kill-resume", "`kill -9` at random moments, resumed: files or metrics that differ from an unkilled run’s",
      "随机时刻 `kill -9` 后续跑：与没被杀过的运行不同的文件或指标",
+     "{differences}, after {kills} kills in {runs} runs", "{differences} 处（{runs} 次运行，共杀 {kills} 次）"),
+    ("kill-resume-r1", "the same for the whole of R1, at toy size", "同上，R1 全程，玩具规模",
      "{differences}, after {kills} kills in {runs} runs", "{differences} 处（{runs} 次运行，共杀 {kills} 次）"),
     ("score-speed", "`dunwu score`, one core", "`dunwu score`，单核", "{lines_per_second:,} lines/s", "每秒 {lines_per_second:,} 行"),
     ("fuzz", "fuzzed completions against an independent verifier", "模糊测试：与另一份独立实现的判分对照",
@@ -269,18 +274,19 @@ def _both(study: Mapping[str, Any], key: str) -> dict[str, Any] | None:
 def _ends(record: Mapping[str, Any]) -> list[str]:
     """Base, result and change of a record whose two figures are numbers or intervals."""
     base, result = record["base"], record["result"]
-    return [_figure(base), _figure(result), f"{_value(result) - _value(base):+.3f}"]
+    return [interval_text(base), interval_text(result), f"{_value(result) - _value(base):+.3f}"]
 
 
 def _value(figure: Any) -> float:
     return float(figure["value"] if isinstance(figure, Mapping) else figure)
 
 
-def _figure(figure: Any, sign: str = "") -> str:
-    """0.712 (0.684 to 0.739), the ends only where they are known."""
-    text = f"{_value(figure):{sign}.3f}"
+def interval_text(figure: Any, sign: str = "", digits: int = 3) -> str:
+    """0.712 (0.684 … 0.739), the ends only where they are known."""
+    shape = f"{sign}.{digits}f"
+    text = f"{_value(figure):{shape}}"
     if isinstance(figure, Mapping) and figure.get("low") is not None and figure.get("high") is not None:
-        text += f" ({figure['low']:{sign}.3f} … {figure['high']:{sign}.3f})"
+        text += f" ({figure['low']:{shape}} … {figure['high']:{shape}})"
     return text
 
 

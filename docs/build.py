@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code they lie beside, installed or not
 
+import blocks_r1  # noqa: E402
 import blocks_results  # noqa: E402
 import blocks_world  # noqa: E402
 from blocks_results import PICTURE, Results  # noqa: E402
@@ -39,6 +40,16 @@ RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"<!-- begin: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
+    "output-r1": blocks_results.output("output-r1"),
+    "r1-table": blocks_r1.stage_table,
+    "r1-seeds": blocks_r1.seed_table,
+    "r1-verdicts": blocks_r1.verdict_table,
+    "r1-students": blocks_r1.student_table,
+    "r1-language": blocks_r1.language_table,
+    "r1-rewards": blocks_r1.reward_table,
+    "r1-cost": blocks_r1.cost_table,
+    "r1-settings": blocks_r1.settings_table,
+    "r1-setup": blocks_r1.setup_table,
     "output-r1-zero": blocks_results.output("output-r1-zero"),
     "output-test": blocks_results.output("output-test"),
     "picture": blocks_results.picture,
