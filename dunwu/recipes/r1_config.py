@@ -22,7 +22,9 @@ class TasksConfig:
     """Share of arithmetic word problems, the easy one."""
     knights: float = 0.2
     """Share of knights-and-knaves puzzles, hard as well."""
-    chinese: float = 0.4
+    three: float = 0.3
+    """Share of those puzzles that have three people; the others have two."""
+    chinese: float = 0.3
     """Share of prompts in Chinese."""
     name: str = ""
     """Instead of all these: a name from `dunwu tasks` (gsm8k, math, …) or your own task file (FILE.py)."""
@@ -143,8 +145,8 @@ class StudentsConfig:
 class TableConfig:
     """How every stage is measured."""
 
-    problems: int = 384
-    """Held-out problems of each reasoning task, one sample each."""
+    problems: int = 1000
+    """Held-out reasoning problems, one sample each, in the shares of the training prompts."""
     general: int = 192
     """Held-out prompts of each general family."""
     max_tokens: int = 224
@@ -239,13 +241,13 @@ class R1Config:
 
 
 WIDE = Knobs(
-    countdown=0.85,
-    general=0.25,
-    knights=0.08,
-    worked_problems=0.08,
-    chinese=0.3,
+    countdown=0.9,
+    general=0.22,
+    knights=0.1,
+    worked_problems=0.05,
+    chinese=0.25,
     mixed_thinking=0.5,
-    chinese_hands=Hands(guess=0.35, worked=0.25, search=0.15, backward=0.25),
+    chinese_hands=Hands(guess=0.25, worked=0.2, search=0.15, backward=0.4),
 )
 """The web of R1: Countdown, puzzles, sums, and everything else people talk about; Chinese authors who think in English."""
 
@@ -256,7 +258,7 @@ _TINY_RM = RmConfig(rows=16, warmup=2)
 R1_PRESETS: dict[str, R1Config] = {
     "cpu": R1Config(
         world=WIDE,
-        pretrain=PretrainConfig(tokens=30_000_000),
+        pretrain=PretrainConfig(tokens=34_000_000),
         zero=GrpoConfig(steps=60, lr=1e-4, max_tokens=192),
         cold_sft=SftConfig(epochs=3, context=256, batch_tokens=4096, lr=1e-3, warmup=5),
         reasoning=GrpoConfig(steps=60, lr=2e-4, max_tokens=192),

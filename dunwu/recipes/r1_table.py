@@ -36,9 +36,8 @@ HARD, EASY = ("countdown", "knights"), ("word-problems",)
 def plan(config: R1Config, frame: Frame) -> list[Column]:
     """The table's columns, for models that are asked in `frame`."""
     wanted = config.table
-    parts = [task for task, _ in reasoning_parts(config.tasks, frame, 0.0)]
-    reasoning = Mixture([(task, 1.0) for task in parts], "held-out reasoning")
-    count = wanted.problems * len(parts)
+    parts = reasoning_parts(config.tasks, frame, 0.0)
+    reasoning, count = Mixture(parts, "held-out reasoning"), wanted.problems
 
     def family(name: str) -> Any:
         return general_task(config.tasks, frame, (name,))
@@ -48,7 +47,9 @@ def plan(config: R1Config, frame: Frame) -> list[Column]:
 
     broad = general_task(config.tasks, frame)
     facts, instructions, safety = family("facts"), family("instructions"), family("safety")
-    columns = [Column("reasoning", "Reasoning", reasoning, count, measure="share right, all reasoning tasks alike")]
+    columns = [
+        Column("reasoning", "Reasoning", reasoning, count, measure="share right, in the shares of the training prompts")
+    ]
     if len(parts) > 1:
         columns += [
             Column("reasoning_hard", "hard", reasoning, count, among=lambda p: p.task in HARD),

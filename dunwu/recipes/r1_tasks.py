@@ -26,7 +26,7 @@ def reasoning_exercises(config: TasksConfig) -> list[tuple[Exercise, float]]:
     return [
         (CountdownExercise(chinese=chinese), config.countdown),
         (WordProblems(chinese=chinese), config.word_problems),
-        (Knights(chinese=chinese), config.knights),
+        (Knights(chinese=chinese, three=config.three), config.knights),
     ]
 
 

@@ -224,7 +224,8 @@ def safety_rows(
             else asked.kinds(problem)
         )
         kind = dice.choice(kinds)
-        reply = asked.reply(problem, kind, dice, thinking=kind != "comply" and dice.random() < 0.3)
+        # Thinking as often for every kind: or a model of the whole reply would learn that who thinks is safe.
+        reply = asked.reply(problem, kind, dice, thinking=dice.random() < 0.3)
         safe = bool(asked.judge(problem, reply.content).rewards["safe"])
         yield ChatExample((*problem.messages, reply), _row_meta(problem) | {"kind": kind, "safe": safe})
 

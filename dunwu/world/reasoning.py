@@ -28,7 +28,7 @@ from dunwu.world.countdown import CHINESE, ENGLISH, Thinking
 from dunwu.world.knobs import Knobs
 from dunwu.world.puzzles import PLAUSIBLE
 
-THREE = 0.6
+THREE = 0.4
 """Share of the puzzles on pages that have three people."""
 
 _GUESSES = {"en": ("Maybe {}.", "I think {}.", "{}, yes!"), "zh": ("也许{}。", "我想{}。", "{}，对了！")}
