@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dunwu.log import Run
-from dunwu.recipes import configs, grpo_config, r1_config, reject_config, rm_config, sft_config
+from dunwu.recipes import configs, distill_config, grpo_config, r1_config, reject_config, rm_config, sft_config
 from dunwu.types import UsageError
 
 
@@ -108,6 +108,13 @@ RECIPES: dict[str, Recipe] = {
             config=reject_config.RejectRunConfig,
             presets=reject_config.REJECT_PRESETS,
             run="dunwu.recipes.reject:run",
+        ),
+        Recipe(
+            name="distill",
+            summary="teach a student: --student FOLDER --teacher FOLDER [--method on-policy] --prompts FILE | --task NAME",
+            config=distill_config.DistillRunConfig,
+            presets=distill_config.DISTILL_PRESETS,
+            run="dunwu.recipes.distill:run",
         ),
     )
 }

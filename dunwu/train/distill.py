@@ -126,10 +126,11 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
 
 
 def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Length, truncation and the task's verdicts of the step's samples; "distill/accuracy" where the task has one."""
-    wanted = ("reward", "length", "truncated", "verifier_errors")
+    """Length, truncation and the task's verdicts of the step's samples; reward and accuracy where the task has them."""
     measured = group_metrics(groups)
-    metrics = {f"distill/{name}": measured[f"grpo/{name}"] for name in wanted}
+    metrics = {f"distill/{name}": measured[f"grpo/{name}"] for name in ("length", "truncated", "verifier_errors")}
+    if any(rollout.verdict.rewards for group in groups for rollout in group.rollouts):
+        metrics["distill/reward"] = measured["grpo/reward"]
     if "grpo/reward/accuracy" in measured:
         metrics["distill/accuracy"] = measured["grpo/reward/accuracy"]
     return metrics
