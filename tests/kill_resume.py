@@ -116,6 +116,7 @@ def short_r1_config() -> R1Config:
         cold_start=ColdStartConfig(problems=6, samples=2, examples=24, general=0.9),
         cold_sft=sft,
         reasoning=grpo,
+        ablation_steps=4,
         rejection=RejectionConfig(problems=6, samples=2, least_general=24),
         sft=sft,
         preferences=PreferenceConfig(pairs=60, safety=40),

@@ -78,7 +78,7 @@ def prompts(
         found: dict[str, Problem] = {}
         bad: list[Unusable] = []
         for file, read in files:
-            for line, row in read(file):
+            for line, row in sorted(read(file), key=lambda found: found[0]):
                 fault = row if isinstance(row, str) else too_long(row)
                 if isinstance(row, Problem) and row.id in found:
                     fault = f"the same question as {found[row.id].meta['line']}"
@@ -117,7 +117,7 @@ def model_key(folder: Path, weights: bool = True) -> dict[str, str]:
 
 
 def _questions(file: str) -> Iterator[tuple[int, Problem | str]]:
-    """(line, question or what is wrong with it), questions first."""
+    """(line, question or what is wrong with it)."""
     problems, bad, lines = gather(RejectRunConfig(data=file), 0)
     yield from zip(lines, problems, strict=True)
     yield from ((row.line, row.reason) for row in bad)

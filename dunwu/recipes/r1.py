@@ -37,8 +37,10 @@ def story(run: Run, config: R1Config) -> Artifact:
     dev1 = fine_tuning(run, config, "dev1", base, cold, config.cold_sft)
 
     # 3. Reasoning RL, with the language-consistency reward → Dev2. The ablation goes without it.
-    dev2 = reasoning_rl(run, config, "dev2", dev1, config.language_weight)
-    ablation = reasoning_rl(run, config, "dev2-no-language", dev1, 0.0) if config.ablation else None
+    dev2 = reasoning_rl(run, config, "dev2", dev1, config.language_weight, config.reasoning.steps)
+    ablation = None
+    if config.ablation_steps:
+        ablation = reasoning_rl(run, config, "dev2-no-language", dev1, 0.0, config.ablation_steps)
 
     # 4. Rejection sampling from Dev2, and general conversations, 3 : 1.
     union = rejection(run, config, dev2)

@@ -45,13 +45,13 @@ class TasksConfig:
 class ColdStartConfig:
     """Data of stage 2: R1-Zero's own samples, kept if correct and readable, rewritten (R1, B.3.2)."""
 
-    problems: int = 500
+    problems: int = 2500
     """Training problems R1-Zero is asked."""
     samples: int = 4
     """Samples of each at temperature 1."""
-    examples: int = 400
+    examples: int = 2000
     """Most examples kept; "thousands" in R1."""
-    general: float = 0.25
+    general: float = 0.3
     """Share of conversations on general requests among them, with a short first-person thought."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
@@ -61,7 +61,7 @@ class ColdStartConfig:
 class RejectionConfig:
     """Data of stage 4: rejection sampling from Dev2, and general data (R1, B.3.3)."""
 
-    problems: int = 1200
+    problems: int = 3000
     """Training problems Dev2 is asked."""
     first: int = 1_000_000
     """Index of the first of them: far beyond what the RL stages ask."""
@@ -77,7 +77,7 @@ class RejectionConfig:
     """Longest paragraph of a chain that is kept, in characters."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
-    clean: float = 0.7
+    clean: float = 0.5
     """Share of the general conversations answered as well as the world can; the rest is what collections are like."""
 
 
@@ -85,9 +85,9 @@ class RejectionConfig:
 class PreferenceConfig:
     """Data of stage 6: pairs for the helpful reward model, labelled replies for the safety one (R1, B.3.4)."""
 
-    pairs: int = 3000
+    pairs: int = 5000
     """Pairs the judge is shown; 66k in R1."""
-    sampled: float = 0.5
+    sampled: float = 0.4
     """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""
     safety: int = 2000
     """Labelled replies; 106k in R1."""
@@ -111,7 +111,7 @@ class FinalConfig:
         default_factory=lambda: GrpoConfig(steps=40, temperature=0.7, lr=1e-4, max_tokens=192, schedule="constant")
     )
     """The reinforcement learning; temperature 0.7 as in R1."""
-    preference_steps: int = 20
+    preference_steps: int = 25
     """Last steps, in which general prompts and preference rewards take part; 400 of 1,700 in R1."""
     general: float = 0.5
     """Share of general prompts in those steps."""
@@ -189,8 +189,8 @@ class R1Config:
     """3. Reasoning RL with the language reward: Dev2."""
     language_weight: float = 1.0
     """3. Weight of the language-consistency reward; 1 in R1."""
-    ablation: bool = True
-    """3. Also train without that reward, for the comparison."""
+    ablation_steps: int = 50
+    """3. Steps of a side branch without that reward, for the comparison; 0 for none."""
     rejection: RejectionConfig = field(default_factory=RejectionConfig)
     """4. Rejection sampling."""
     sft: SftConfig = field(default_factory=SftConfig)
@@ -251,6 +251,8 @@ WIDE = Knobs(
 )
 """The web of R1: Countdown, puzzles, sums, and everything else people talk about; Chinese authors who think in English."""
 
+_RL = GrpoConfig(steps=60, lr=2e-4, minibatches=2, max_tokens=192)
+"""Reinforcement at the cpu preset; two updates a batch, where R1 has sixteen."""
 _TINY_GRPO = GrpoConfig(steps=4, problems=6, group_size=4, max_tokens=64, warmup=1, lr=1e-4)
 _TINY_SFT = SftConfig(epochs=2, context=256, batch_tokens=2048, warmup=2)
 _TINY_RM = RmConfig(rows=16, warmup=2)
@@ -259,12 +261,14 @@ R1_PRESETS: dict[str, R1Config] = {
     "cpu": R1Config(
         world=WIDE,
         pretrain=PretrainConfig(tokens=34_000_000),
-        zero=GrpoConfig(steps=60, lr=1e-4, max_tokens=192),
-        cold_sft=SftConfig(epochs=3, context=256, batch_tokens=4096, lr=1e-3, warmup=5),
-        reasoning=GrpoConfig(steps=60, lr=2e-4, max_tokens=192),
+        zero=_RL,
+        cold_sft=SftConfig(epochs=2, context=256, batch_tokens=4096, lr=1e-3, warmup=5),
+        reasoning=replace(_RL, steps=90),
         sft=SftConfig(epochs=2, context=256, batch_tokens=8192, lr=1e-3, warmup=10),
         helpful=RmConfig(lr=5e-4),
         safety=RmConfig(kind="pointwise", lr=5e-4),
+        final=FinalConfig(grpo=replace(_RL, steps=50, lr=1e-4, temperature=0.7, schedule="constant")),
+        students=StudentsConfig(rl=replace(_RL, steps=40)),
     ),
     "tiny": R1Config(
         model="tiny",
@@ -278,6 +282,7 @@ R1_PRESETS: dict[str, R1Config] = {
         cold_start=ColdStartConfig(problems=48, samples=2, examples=40),
         cold_sft=_TINY_SFT,
         reasoning=_TINY_GRPO,
+        ablation_steps=4,
         rejection=RejectionConfig(problems=48, samples=2),
         sft=_TINY_SFT,
         preferences=PreferenceConfig(pairs=120, safety=80),
@@ -324,7 +329,7 @@ def without_side_branches(config: R1Config) -> R1Config:
     """The line from the base to R1 alone: no students, no ablation, no over-optimisation."""
     return replace(
         config,
-        ablation=False,
+        ablation_steps=0,
         final=replace(config.final, over_steps=0),
         students=replace(config.students, models=()),
     )

@@ -41,16 +41,13 @@ def zero_rl(run: Run, config: R1Config, name: str, base: Artifact, settings: Grp
     return _rl_stage(run, config, name, base, settings, task, key)
 
 
-def reasoning_rl(run: Run, config: R1Config, name: str, parent: Artifact, language_weight: float) -> Artifact:
+def reasoning_rl(
+    run: Run, config: R1Config, name: str, parent: Artifact, language_weight: float, steps: int
+) -> Artifact:
     """RL on reasoning prompts in the chat format, with the language reward if it weighs anything (R1, 3.2)."""
-    task = reasoning_task(config.tasks, "chat", language_weight)
-    key: dict[str, Any] = {
-        "grpo": config.reasoning,
-        "tasks": tasks_key(config.tasks),
-        "frame": "chat",
-        "language_weight": language_weight,
-    }
-    return _rl_stage(run, config, name, parent, config.reasoning, task, key)
+    task, settings = reasoning_task(config.tasks, "chat", language_weight), replace(config.reasoning, steps=steps)
+    key = {"grpo": settings, "tasks": tasks_key(config.tasks), "frame": "chat", "language_weight": language_weight}
+    return _rl_stage(run, config, name, parent, settings, task, key)
 
 
 def _rl_stage(

@@ -145,7 +145,9 @@ def test_a_given_base_is_used_as_it_is(home: Path, tmp_path: Path) -> None:
     base = read_json(home / "run" / "stages" / "base.json")["key"]
     folder = tmp_path / "given"
     shutil.copytree(home / "store" / "artifacts" / base / "model", folder)
-    config = replace(CONFIG, base=str(folder), students=replace(CONFIG.students, models=(str(folder),)), ablation=False)
+    config = replace(
+        CONFIG, base=str(folder), students=replace(CONFIG.students, models=(str(folder),)), ablation_steps=0
+    )
     found = statuses(tell(tmp_path, config))
     assert "shards" not in found and found["r1"] == "done" and found["student-given-sft"] == "done"
 
