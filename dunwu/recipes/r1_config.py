@@ -121,8 +121,6 @@ class FinalConfig:
     """Weight of the safety reward model."""
     over_steps: int = 40
     """Steps a side branch goes on with preference alone, to see whether the proxy comes off the truth; 0 for none."""
-    measure_every: int = 10
-    """Steps between measurements of proxy and truth."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ def students(run: Run, config: R1Config, pages: Ground, data: Artifact, teacher:
         taught |= {f"{stage}-base": base, f"{stage}-sft": by_sft}
         if number == 0:
             taught[f"{stage}-rl"] = zero_rl(run, config, f"{stage}-rl", base, config.students.rl)
-            taught[f"{stage}-opd"] = on_policy(run, config, f"{stage}-opd", by_sft, teacher)
+            start = by_sft if config.students.on_policy_from == "sft" else base
+            taught[f"{stage}-opd"] = on_policy(run, config, f"{stage}-opd", start, teacher)
     return taught
 
 

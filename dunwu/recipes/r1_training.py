@@ -164,10 +164,6 @@ def preference_rl(
     else:
         turn = (settings.steps - final.preference_steps) * settings.problems * settings.dynamic_rounds
         task = Onward(reasoning_parts(config.tasks, "chat", config.language_weight), general, turn, final.general)
-    key = {
-        "final": final,
-        "tasks": tasks_key(config.tasks),
-        "language_weight": config.language_weight,
-        "beyond": beyond,
-    }
+    decides = replace(final, grpo=settings, over_steps=final.over_steps if beyond else 0)
+    key = {"final": decides, "tasks": tasks_key(config.tasks), "language_weight": config.language_weight}
     return _rl_stage(run, config, name, parent, settings, task, key | {"frame": "chat"}, (helpful, safety))

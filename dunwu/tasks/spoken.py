@@ -72,7 +72,8 @@ class Spoken:
             return verdict
         reply = split_reply(completion, False)
         share = consistency(reply.content if reply.thinking is None else reply.thinking, language)
-        rewards = {**verdict.rewards, "language": share}
+        # A task without a format of its own has it on record, unweighted, so that the stage table can show it.
+        rewards = {"format": float(reply.well_formed), **verdict.rewards, "language": share}
         return replace(verdict, rewards=rewards, reward=verdict.reward + self.language_weight * share)
 
 

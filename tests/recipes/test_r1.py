@@ -60,7 +60,7 @@ def test_every_stage_is_built_and_measured(home: Path) -> None:
     found = statuses(home / "run")
     wanted = {*UNTOUCHED, "rejection", "dev3", "preferences", "rm-helpful", "rm-safety", "r1", "r1-overoptimised"}
     wanted |= {"student-tiny-sft", "student-tiny-opd", "stage-table"}
-    assert wanted <= found.keys()
+    assert found.keys() >= wanted
     assert set(found.values()) == {"done"}
     table = json.loads((home / "run" / "stages.json").read_text("utf-8"))
     assert [m["name"] for m in table["models"]][:6] == ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]
@@ -96,8 +96,8 @@ def test_another_knob_of_stage_four_runs_it_and_its_descendants_only(home: Path)
         "student-tiny-opd",
         "stage-table",
     }
-    assert UNTOUCHED <= reused
-    assert {"measure-dev1", "measure-dev2", "measure-r1-zero", "measure-base"} <= reused
+    assert reused >= UNTOUCHED
+    assert reused >= {"measure-dev1", "measure-dev2", "measure-r1-zero", "measure-base"}
 
 
 def test_a_damaged_artifact_is_named_and_rebuilt_the_same(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -170,3 +170,39 @@ def test_what_cannot_work_is_said_before_anything_begins(tmp_path: Path, config:
 def test_presets_are_valid() -> None:
     for preset in R1_PRESETS.values():
         preset.validate()
+
+
+def test_a_base_and_problems_of_ones_own(home: Path, tmp_path: Path) -> None:
+    base = read_json(home / "run" / "stages" / "base.json")["key"]
+    folder = home / "store" / "artifacts" / base / "model"
+    rows = [{"question": f"Tom has {n} apples and buys {n + 1}. How many?", "gold": str(2 * n + 1)} for n in range(80)]
+    data = tmp_path / "problems"
+    data.mkdir()
+    for split, part in (("train", rows[:60]), ("test", rows[60:])):
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    own = replace(
+        CONFIG,
+        base=str(folder),
+        tasks=replace(CONFIG.tasks, name="gsm8k", data=str(data)),
+        students=replace(CONFIG.students, models=()),
+        ablation_steps=0,
+    )
+    found = statuses(tell(tmp_path, own))
+    assert set(found.values()) == {"done"}
+    table = json.loads((tmp_path / "run" / "stages.json").read_text("utf-8"))
+    assert "reasoning_hard" not in {column["key"] for column in table["columns"]}
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:50]))
+    again = statuses(tell(tmp_path, own, "again"))
+    assert again["base"] == "reused" and again["r1-zero"] == "done"
+
+
+def test_a_task_file_of_ones_own(home: Path, tmp_path: Path) -> None:
+    base = read_json(home / "run" / "stages" / "base.json")["key"]
+    own = replace(
+        CONFIG,
+        base=str(home / "store" / "artifacts" / base / "model"),
+        tasks=replace(CONFIG.tasks, name=str(TESTS.parent / "examples" / "own_task.py")),
+        students=replace(CONFIG.students, models=()),
+        ablation_steps=0,
+    )
+    assert set(statuses(tell(tmp_path, own)).values()) == {"done"}
