@@ -235,7 +235,7 @@ def test_stopped_after_the_last_checkpoint_it_still_knows_its_result(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(reinforce, "save_model", lambda model, folder, end: stop() if folder.name == MODEL else None)
+        patch.setattr(reinforce, "save_model", lambda model, folder, *_: stop() if folder.name == MODEL else None)
         home.tell()
     monkeypatch.setattr(stages, "_curve_point", stop)  # nothing is left to measure
     with monkeypatch.context() as patch:
