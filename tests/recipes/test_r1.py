@@ -206,3 +206,32 @@ def test_a_task_file_of_ones_own(home: Path, tmp_path: Path) -> None:
         ablation_steps=0,
     )
     assert set(statuses(tell(tmp_path, own)).values()) == {"done"}
+
+
+def test_two_runs_at_once_share_one_store(home: Path, tmp_path: Path) -> None:
+    children = []
+    for name in ("one", "two"):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(os.open(tmp_path / f"{name}.log", os.O_WRONLY | os.O_CREAT), 2)
+                tell(tmp_path, CONFIG, name)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0, [(tmp_path / f"{n}.log").read_text()[-2000:] for n in ("one", "two")]
+    one, two = statuses(tmp_path / "one"), statuses(tmp_path / "two")
+    assert one.keys() == two.keys() == statuses(home / "run").keys()
+    # Every stage was built by exactly one of them.
+    assert all({one[stage], two[stage]} == {"done", "reused"} for stage in one)
+    for stage in one:
+        keys = {read_json(run / "stages" / f"{stage}.json")["key"] for run in (tmp_path / "one", tmp_path / "two")}
+        assert len(keys) == 1
+        contents = [
+            kill_resume._contents(store / "artifacts" / next(iter(keys)))
+            for store in (home / "store", tmp_path / "store")
+        ]
+        assert contents[0] == contents[1], stage
