@@ -60,7 +60,7 @@ ZH_CLAIMS = (
     (r"Over (\d+) seeds: the final RL hardly moves it", "{} 个种子：最终强化学习几乎不动推理"),
     (r"Over (\d+) seeds: R1 beats Dev1 by (\S+)", "{} 个种子：R1 比 Dev1 高 {}"),
 )  # fmt: skip
-"""A claim of `dunwu.eval.verdicts` (a pattern) and its Chinese; what has no Chinese stands as it is."""
+"""A claim of `dunwu.eval.verdicts` (a pattern) and its Chinese."""
 
 
 def from_record(name: str) -> Callable[[Callable[[Results, Mapping[str, Any]], str]], Block]:

@@ -18,9 +18,13 @@ import pytest
 
 from dunwu.cli import main
 from dunwu.commands import COMMANDS
+from dunwu.eval.verdicts import Findings, seed_verdicts, shape_verdicts
 from dunwu.recipes import RECIPES, get_recipe
 from dunwu.recipes.flags import parse_flags
+from dunwu.recipes.r1_config import R1_PRESETS
+from dunwu.recipes.r1_table import plan
 from dunwu.tasks import get_task, score_stream
+from dunwu.tasks.user import load_task
 from dunwu.types import DunwuError
 from dunwu.world.knobs import Hands, Knobs
 
@@ -143,6 +147,46 @@ def test_readme_lists_what_there_is(page: Path) -> None:
     assert all(f"`{name}`" in text for name in RECIPES)
 
 
+def test_the_task_of_the_readme_is_one(tmp_path: Path) -> None:
+    """The file shown passes the checks of `load_task`, and is no longer than the README says."""
+    code = re.findall(r"```python\n(.*?)```", _text(READMES[0]), re.DOTALL)[0]
+    assert code in _text(READMES[1]) and len(code.splitlines()) <= 12
+    (tmp_path / "letters.py").write_text(code)
+    task = load_task(tmp_path / "letters.py")
+    problem = task.problem("test", 0, 0)
+    assert task.score(problem, task.gold(problem)).reward == 1.0
+
+
+def test_settings_of_r1_are_flags_with_the_values_shown() -> None:
+    """Every flag of the table, given the value it has, is a flag and changes nothing."""
+    recipe, blocks = get_recipe("r1"), BUILD.blocks_r1
+    config = recipe.presets[blocks.PRESET]
+    words: list[str] = []
+    for path in (path for _, _, settings in blocks.PAPER for *_, path in settings):
+        value = blocks._field(config, path)
+        words += [f"--{path}", *map(str, value if isinstance(value, tuple) else (value,))]
+    assert parse_flags(config, words) == config
+    assert [blocks._shown(value) for value in (2e-4, 0.7, 3.0, 12_000, ("0.5M", "tiny"))] == [
+        "2e-4", "0.7", "3", "12,000", "0.5M, tiny",
+    ]  # fmt: skip
+
+
+def test_what_r1_measures_and_claims_has_chinese() -> None:
+    blocks = BUILD.blocks_r1
+    assert {column.key for column in plan(R1_PRESETS["cpu"], "chat")} == set(blocks.ZH_COLUMNS)
+    runs = [
+        {"seed": n, "scores": {m: {"reasoning": 0.5} for m in ("R1-Zero", "Dev1", "Dev2", "Dev3", "R1")}}
+        for n in (0, 1)
+    ]
+    claims = [verdict["claim"] for verdict in [*shape_verdicts(Findings({})), *seed_verdicts(runs)]]
+    assert len(claims) == 15
+    assert [claim for claim in claims if blocks.chinese_claim(claim) == claim] == []
+    assert (
+        blocks.chinese_claim("R1 beats Dev1 by at least 0.25 on held-out reasoning")
+        == "留出推理题上 R1 比 Dev1 至少高 0.25"
+    )
+
+
 def test_every_knob_is_explained_in_both_languages() -> None:
     known = [f"| `{field.name}` |" for kind in (Knobs, Hands) for field in fields(kind) if field.type != "Hands"]
     for name in ("world.md", "world.zh-CN.md"):
@@ -195,6 +239,40 @@ def test_build_records_and_writes_a_study(tmp_path: Path) -> None:
     assert "r1-zero.svg" not in text
     (results / "r1-zero.svg").write_text("<svg/>")
     assert "](docs/results/r1-zero.svg)" in BUILD.build(tmp_path)[tmp_path / "README.md"]
+
+
+def test_build_writes_the_tables_of_r1(tmp_path: Path) -> None:
+    """A made-up study, whose every figure is found again where it belongs."""
+    results = tmp_path / "docs" / "results"
+    names = ("r1-table", "r1-verdicts", "r1-seeds", "r1-students", "r1-language", "r1-rewards", "r1-cost")
+    marked = "".join(f"<!-- begin: {name} -->\n<!-- end: {name} -->\n" for name in names)
+    for name in ("README.md", "README.zh-CN.md"):
+        (tmp_path / name).write_text(marked, encoding="utf-8")
+    assert BUILD.build(tmp_path)[tmp_path / "README.md"].count("not measured yet") == len(names)
+    (tmp_path / "study.json").write_text(json.dumps(_stages()))
+    BUILD.record("r1-study", "dunwu run r1-study", tmp_path / "study.json", [4, 5], results)
+    (tmp_path / "time.json").write_text('{"minutes": 48, "stages": {"base": 600, "dev1": 66, "table": 1, "pairs": 2}}')
+    BUILD.record("time-r1", "make r1", tmp_path / "time.json", [], results)
+    built = BUILD.build(tmp_path)
+    text, chinese = built[tmp_path / "README.md"], built[tmp_path / "README.zh-CN.md"]
+    for row in (
+        "| held out | base | Dev1 | Dev2 | R1 |",
+        "| Reasoning | 0.100<br><sub>0.050 … 0.150</sub> | 0.300<br><sub>0.250 … 0.350</sub> | 0.400 | 0.600<br><sub>0.550 … 0.650</sub> |",
+        "| Length in tokens | 50 | 60 | 70 |  |",
+        "(9 to 9 a figure). Seed 4.",
+        "| Cold start lowers reasoning (Dev1 below R1-Zero) | **NO** | +0.1 | little is lost |",
+        "| held-out reasoning | seed 4 | seed 5 | mean, all | mean, hard | mean, easy |",
+        "| R1 | 0.600 | 0.700 | 0.650<br><sub>0.500 … 0.800</sub> |  |  |",
+        "| 0.5M | SFT on R1's data | 0.450 | 1.5 |",
+        "| R1, the teacher |  | 0.600<br><sub>0.550 … 0.650</sub> |  |",
+        "| the same without it | 0.800 | 0.700 | 0.500 |",
+        "| helpful | 70 | 0.700 | 0.800 | 0.050 |",
+        "| `base` | 10.0 |", "| `dev1` | 1.1 |", "| 2 shorter ones | 0.1 |",
+    ):  # fmt: skip
+        assert row in text, row
+    assert "no language reward" not in text and "student-0.5M-sft" not in text
+    assert "| 冷启动降低推理（Dev1 低于 R1-Zero） | **不成立** | +0.1 | little is lost |" in chinese
+    assert "| 推理 | 0.100<br><sub>0.050 … 0.150</sub> |" in chinese and "| 另外 2 个 | 0.1 |" in chinese
 
 
 def test_build_says_what_is_missing_or_wrong(tmp_path: Path) -> None:
@@ -260,6 +338,51 @@ def _study() -> dict[str, Any]:
                 "behaviours": {"emergence/length_all": 120.0, "emergence/true_checks": 2.0},
             },
         ],
+    }
+
+
+def _stages() -> dict[str, Any]:
+    """`stages.json` of a study, as far as the tables read it."""
+
+    def interval(value: float, spread: float | None = None) -> dict[str, Any]:
+        return {"value": value, "low": spread and value - spread, "high": spread and value + spread, "n": 9}
+
+    def model(name: str, **scores: dict[str, Any]) -> dict[str, Any]:
+        return {"name": name, "scores": scores}
+
+    language = [{"language": interval(a), "language_zh": interval(b)} for a, b in ((0.9, 0.8), (1.0, 0.9), (0.8, 0.7))]
+    return {
+        "columns": [{"key": "reasoning", "title": "Reasoning"}, {"key": "length", "title": "Length"}],
+        "models": [
+            model("base", reasoning=interval(0.1, 0.05), length=interval(50.0)),
+            model("Dev1", reasoning=interval(0.3, 0.05), length=interval(60.0), **language[0]),
+            model("Dev2", reasoning=interval(0.4), length=interval(70.0), **language[1]),
+            model("R1", reasoning=interval(0.6, 0.05)),
+            model("no language reward", reasoning=interval(0.5), **language[2]),
+            model("student-0.5M-sft", reasoning=interval(0.45)),
+        ],
+        "verdicts": [
+            {
+                "claim": "Cold start lowers reasoning (Dev1 below R1-Zero)",
+                "holds": False,
+                "figure": "+0.1",
+                "reason": "not reproduced: little is lost",
+            }
+        ],
+        "students": [
+            {
+                "name": "student-0.5M-sft",
+                "arm": "sft",
+                "size": "0.5M",
+                "scores": {"reasoning": interval(0.45)},
+                "seconds": 90,
+            }
+        ],
+        "reward_models": [
+            {"name": "helpful", "rows": 70, "accuracy": interval(0.7), "agreement": interval(0.8), "ece": 0.05}
+        ],
+        "seeds": [{"seed": 4 + n, "scores": {"R1": {"reasoning": 0.6 + n / 10}}} for n in (0, 1)],
+        "over_seeds": {"R1": {"reasoning": interval(0.65, 0.15)}},
     }
 
 
