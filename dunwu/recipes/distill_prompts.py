@@ -6,7 +6,7 @@ Not covered: questions with a verifier, which are a task's affair.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def prompts(
     files = [*((file, _questions) for file in questions), *((file, _asked) for file in conversations)]
 
     def build(work: Path) -> dict[str, object]:
-        too_long = (lambda problem: "") if folder is None else _room(folder, max_tokens)
+        too_long = _fits_anything if folder is None else _room(folder, max_tokens)
         found: dict[str, Problem] = {}
         bad: list[Unusable] = []
         for file, read in files:
@@ -133,7 +133,11 @@ def _asked(file: str) -> Iterator[tuple[int, Problem | str]]:
             yield line, judged_problem({"messages": turns})
 
 
-def _room(folder: Path, max_tokens: int) -> partial[str]:
+def _fits_anything(problem: Problem) -> str:
+    return ""
+
+
+def _room(folder: Path, max_tokens: int) -> Callable[[Problem], str]:
     return partial(_too_long, encoder=load_tokenizer(folder), room=context_of(folder), max_tokens=max_tokens)
 
 

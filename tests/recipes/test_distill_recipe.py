@@ -1,0 +1,318 @@
+"""The recipe `distill` on small models made on the spot: both methods, bad rows, a kill, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from dunwu.data.chat import read_chat
+from dunwu.data.tokenizer import Tokenizer, train_from_texts
+from dunwu.log import Run, read_metrics, read_rollouts
+from dunwu.model.config import model_preset
+from dunwu.model.hf import load_model, save_model
+from dunwu.model.transformer import Transformer
+from dunwu.recipes import distill as recipe
+from dunwu.recipes import get_recipe
+from dunwu.recipes.distill_config import DISTILL_PRESETS, DistillRunConfig
+from dunwu.store import Artifact, Store
+from dunwu.train.config import SftConfig
+from dunwu.train.distill_config import DistillConfig
+from dunwu.types import DunwuError, UsageError
+
+SMALL = DistillRunConfig(
+    samples=2,
+    max_tokens=12,
+    temperature=1.0,
+    sft=SftConfig(epochs=2, context=64, batch_tokens=200, warmup=2, lr=1e-2),
+    held_out=0.2,
+    distill=DistillConfig(steps=4, problems=4, group_size=1, max_tokens=8, warmup=0, lr=1e-2),
+    held_out_problems=4,
+    eval_every=2,
+    save_every=1,
+    chunk=5,
+    precision="fp32",
+    device="cpu",
+)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+undocumented = load(Path(__file__).parents[1] / "test_metrics_doc.py").undocumented
+
+
+def save(path: Path, tokenizer: Tokenizer, seed: int, spread: float) -> Path:
+    model = Transformer(replace(model_preset("tiny", tokenizer.vocab_size), initializer_range=spread))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    save_model(model, path, tokenizer.end_id)
+    tokenizer.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(student, teacher); the teacher's replies end early, since its distribution is far from flat."""
+    tokenizer = train_from_texts([f"user assistant say {n} here is {n}" for n in range(9)], 330)
+    home = tmp_path_factory.mktemp("models")
+    return save(home / "student", tokenizer, 0, 0.02), save(home / "teacher", tokenizer, 1, 0.3)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """24 questions; line 2 is none, line 4 repeats line 1, line 6 is too long."""
+    lines = [json.dumps({"question": f"say {n}"}) for n in range(24)]
+    lines[1:1] = ["{"]
+    lines[3:3] = [json.dumps({"messages": [{"role": "user", "content": "say 0"}]})]
+    lines[5:5] = [json.dumps({"question": "7 " * 700})]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def distil(home: Path, config: DistillRunConfig, name: str = "run") -> Run:
+    run = Run.open(home / name, "distill", asdict(config), 0, Store(home / "store"))
+    with run:
+        get_recipe("distill").load()(run, config)
+    return run
+
+
+def stage(run: Run, name: str) -> Artifact:
+    record = json.loads((run.dir / "stages" / f"{name}.json").read_text("utf-8"))
+    found = run.store.find(record["key"])
+    assert found is not None
+    return found
+
+
+# ---- on the teacher's texts
+
+
+def test_teacher_answers_are_learned_and_nothing_is_silently_left_out(
+    models: tuple[Path, Path], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "here"}]}
+    chats.write_text(json.dumps(row) + "\n[]\n")
+    config = replace(
+        SMALL,
+        student=str(models[0]),
+        teacher=str(models[1]),
+        prompts=(str(questions),),
+        data=(str(chats),),
+        max_tokens=99,
+    )
+    run = distil(tmp_path, config)
+    asked, answers = stage(run, "prompts"), stage(run, "teacher-answers")
+    assert asked.meta["metrics"] == {"prompts": 24, "bad_rows": 3}
+    figures = answers.meta["metrics"]
+    assert figures["answers"] == 48 == figures["kept"] + figures["cut_off"] + figures["empty"]
+    assert figures["kept"] > 5 and figures["cut_off"] > 0
+    rows, bad = read_chat(answers.path / recipe.CHAT)
+    assert len(rows) == figures["kept"] and not bad
+    told = [json.loads(line) for line in questions.read_text("utf-8").splitlines() if line != "{"]
+    assert {row.messages[0].content for row in rows} <= {row.get("question") for row in told}
+    assert all(row.meta["line"].startswith(f"{questions} line ") for row in rows)
+    data = stage(run, "chat-data").meta["metrics"]
+    assert data["rows"] == figures["kept"] + 2 == data["train"] + data["held_out"] + data["bad_rows"]
+    lines = [json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines()]
+    named = [(Path(row["file"]).name, row["line"]) for row in lines if Path(row["file"]).parent == tmp_path]
+    assert named == [("questions.jsonl", 2), ("questions.jsonl", 4), ("questions.jsonl", 6), ("chats.jsonl", 2)]
+    too_long = [row for row in lines if "sft.context" in row["reason"]]  # answers the student has no room for
+    assert len(lines) == len(named) + len(too_long) == asked.meta["metrics"]["bad_rows"] + data["bad_rows"]
+    said = capsys.readouterr().err
+    assert f"{questions} line 4: the same" in said and "exceed the model's" in said
+    trained = stage(run, "sft").path / "model"
+    assert load_model(trained).config == load_model(models[0]).config
+    assert not torch.equal(load_model(trained).head_weight, load_model(models[0]).head_weight)
+    assert not undocumented(run.dir / "metrics.jsonl")
+
+
+def test_a_server_can_teach_and_is_asked_only_once(models: tuple[Path, Path], questions: Path, tmp_path: Path) -> None:
+    with server() as (url, requests):
+        config = replace(
+            SMALL, student=str(models[0]), teacher=url, teacher_name="big", prompts=(str(questions),), samples=1
+        )
+        run = Run.open(tmp_path / "run", "distill", asdict(config), 0, Store(tmp_path / "store"))
+        requests.stop_after = 12
+        with pytest.raises(DunwuError, match="status 400"), run:
+            get_recipe("distill").load()(run, config)
+        before = len(requests.seen)
+        requests.stop_after = 1000
+        run = distil(tmp_path, config)
+        asked = [body["messages"][-1]["content"] for body in requests.seen]
+        answered = 10  # two chunks of 5 were whole
+        assert len(set(asked)) == 25 and len(asked) == before + 25 - answered
+    rows, _ = read_chat(stage(run, "teacher-answers").path / recipe.CHAT)
+    assert {row.messages[-1].reasoning_content for row in rows} == {"hm"}
+
+
+def test_a_teacher_that_says_nothing_usable_is_an_error(
+    models: tuple[Path, Path], questions: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        SMALL, student=str(models[0]), teacher=str(models[0]), prompts=(str(questions),), max_tokens=1, samples=1
+    )
+    with pytest.raises(DunwuError, match=r"24 answers cannot be used: \d+ cut off"):
+        distil(tmp_path, config)
+
+
+# ---- on the student's own texts
+
+
+def on_policy(models: tuple[Path, Path], **changes: Any) -> DistillRunConfig:
+    return replace(SMALL, method="on-policy", student=str(models[0]), teacher=str(models[1]), **changes)
+
+
+def test_the_student_comes_nearer_on_a_files_questions(
+    models: tuple[Path, Path], questions: Path, tmp_path: Path
+) -> None:
+    config = on_policy(models, prompts=(str(questions),), distill=replace(SMALL.distill, steps=60))
+    run = distil(tmp_path, config)
+    figures = stage(run, "distill").meta["metrics"]
+    assert figures["reverse_kl"] < 0.8 * figures["reverse_kl_first"] and "held_out_accuracy" not in figures
+    steps = [line for line in read_metrics(run.dir) if line["stage"] == "distill"]
+    assert [line["step"] for line in steps] == list(range(1, 61)) and "distill/reward" not in steps[0]
+    first_lap = [group["id"] for group in read_rollouts(run.dir)][:24]
+    assert len(set(first_lap)) == 24  # every question once before any comes twice
+    assert not undocumented(run.dir / "metrics.jsonl")
+
+
+def test_conversations_lend_their_questions(models: tuple[Path, Path], tmp_path: Path) -> None:
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n{}\n")
+    run = distil(tmp_path, on_policy(models, data=(str(chats),), distill=replace(SMALL.distill, steps=1)))
+    (problem,) = recipe.read_prompts(stage(run, "prompts"))
+    assert [message.content for message in problem.messages] == ["a", "b", "c"]
+    assert stage(run, "prompts").meta["metrics"]["bad_rows"] == 1
+
+
+def test_a_task_is_scored_on_the_way(models: tuple[Path, Path], tmp_path: Path) -> None:
+    run = distil(tmp_path, on_policy(models, task="countdown", options=("operands=3",)))
+    held_out = [line["step"] for line in read_metrics(run.dir) if line["stage"] == "held-out"]
+    assert held_out == [0, 2, 4]
+    assert {"held_out_accuracy", "before", "reverse_kl", "steps"} <= stage(run, "distill").meta["metrics"].keys()
+    assert not undocumented(run.dir / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_a_killed_run_ends_with_the_same_weights_and_records(
+    models: tuple[Path, Path], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    config = on_policy(models, prompts=(str(questions),), save_every=2)
+    whole = distil(tmp_path / "whole", config)
+    log = Run.log
+
+    def fall(self: Run, name: str, step: int, metrics: dict[str, float]) -> None:
+        log(self, name, step, metrics)
+        if (name, step) == ("distill", after):
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Run, "log", fall)
+    with pytest.raises(RuntimeError):
+        distil(tmp_path / "killed", config)
+    monkeypatch.setattr(Run, "log", log)
+    resumed = distil(tmp_path / "killed", config)
+    files = [stage(run, "distill").path / "model" / "model.safetensors" for run in (whole, resumed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    timed = ("time", "distill/seconds", "distill/rollout_tokens_per_second", "distill/update_tokens_per_second")
+    lines = [
+        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(r.dir)] for r in (whole, resumed)
+    ]
+    assert lines[0] == lines[1]
+    assert stage(whole, "distill").meta["metrics"] == stage(resumed, "distill").meta["metrics"]
+
+
+# ---- what is refused
+
+
+def test_models_with_other_tokens_are_refused(models: tuple[Path, Path], questions: Path, tmp_path: Path) -> None:
+    other = save(tmp_path / "other", train_from_texts(["quite another text, quite another"], 330), 0, 0.02)
+    config = replace(on_policy(models, prompts=(str(questions),)), teacher=str(other))
+    with pytest.raises(DunwuError, match="student and teacher have other tokens"):
+        distil(tmp_path, config)
+
+
+def test_prompts_that_do_not_fit_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    config = on_policy(models, task="countdown", distill=replace(SMALL.distill, max_tokens=1020))
+    with pytest.raises(UsageError, match="exceed the models' 1024"):
+        distil(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"student": ""}, "no student"),
+        ({"task": "countdown"}, "reject"),
+        ({"data": ()}, "nothing to learn from"),
+        ({"prompts": ("p",)}, "nobody answers"),
+        ({"teacher": "t"}, "asked nothing"),
+        ({"teacher": "http://x", "prompts": ("p",)}, "--teacher_name"),
+        ({"samples": 0}, "samples is 0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"method": "on-policy"}, "no teacher"),
+        ({"method": "on-policy", "teacher": "http://x"}, "distributions"),
+        ({"method": "on-policy", "teacher": "t", "task": "countdown"}, "one source"),
+        ({"method": "on-policy", "teacher": "t", "data": ()}, "one source"),
+        ({"method": "on-policy", "teacher": "t", "options": ("a=1",)}, "belong to a task"),
+        ({"method": "off-policy"}, "sft or on-policy"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_first(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(DISTILL_PRESETS["tiny"], **({"student": "s", "data": ("d",)} | changes)).validate()
+
+
+# ---- a chat server
+
+
+class Requests:
+    """What a server was asked, and after how many questions it refuses."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.stop_after = 1000
+
+
+class server:
+    """An OpenAI-compatible server that says "here"."""
+
+    def __enter__(self) -> tuple[str, Requests]:
+        requests = Requests()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                requests.seen.append(body)
+                refuse = len(requests.seen) > requests.stop_after
+                message = {"role": "assistant", "content": "here", "reasoning_content": "hm"}
+                answer = {"choices": [{"message": message, "finish_reason": "stop"}]}
+                payload = json.dumps({"error": "no more"} if refuse else answer).encode()
+                self.send_response(400 if refuse else 200)
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.http.server_port}", requests
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
