@@ -45,13 +45,13 @@ class TasksConfig:
 class ColdStartConfig:
     """Data of stage 2: R1-Zero's own samples, kept if correct and readable, rewritten (R1, B.3.2)."""
 
-    problems: int = 2500
+    problems: int = 1200
     """Training problems R1-Zero is asked."""
     samples: int = 4
     """Samples of each at temperature 1."""
-    examples: int = 2000
+    examples: int = 1200
     """Most examples kept; "thousands" in R1."""
-    general: float = 0.3
+    general: float = 0.5
     """Share of conversations on general requests among them, with a short first-person thought."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
@@ -261,7 +261,7 @@ R1_PRESETS: dict[str, R1Config] = {
         pretrain=PretrainConfig(tokens=34_000_000),
         zero=_RL,
         cold_sft=SftConfig(epochs=2, context=256, batch_tokens=4096, lr=1e-3, warmup=5),
-        reasoning=replace(_RL, steps=90),
+        reasoning=replace(_RL, steps=80),
         sft=SftConfig(epochs=2, context=256, batch_tokens=8192, lr=1e-3, warmup=10),
         helpful=RmConfig(lr=5e-4),
         safety=RmConfig(kind="pointwise", lr=5e-4),
