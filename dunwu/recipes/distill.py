@@ -85,7 +85,11 @@ def by_texts(run: Run, config: DistillRunConfig, student: Path) -> Artifact:
     data = chat_data(run, settings, student)
     _tell(run, [*told, data])
     trained = fine_tune(run, settings, student, data)
-    print(f"{trained.path / MODEL}: {trained.meta['metrics']['loss']:.4f} nats per token at the end")
+    figures = trained.meta["metrics"]
+    held_out = ""
+    if "valid_loss" in figures:
+        held_out = f": held-out loss {figures['valid_loss_before']:.4f} → {figures['valid_loss']:.4f} nats per token"
+    print(f"{trained.path / MODEL}{held_out}")
     return trained
 
 
@@ -177,7 +181,9 @@ def by_distributions(run: Run, config: DistillRunConfig, student: Path, teacher:
     source = file_digest(config.task) if config.task.endswith(".py") else config.task
     key |= {"task": [source, *sorted(config.options), file_digest(config.task_data)], "seed": run.seed}
     trained = run.stage("distill", build, key, asked)
-    print(f"{trained.path / MODEL}: {trained.meta['metrics']['reverse_kl']:.4f} nats per token from the teacher")
+    figures = trained.meta["metrics"]
+    moved = f"{figures['reverse_kl_first']:.4f} → {figures['reverse_kl']:.4f} nats per token"
+    print(f"{trained.path / MODEL}: reverse KL to the teacher {moved} in {settings.steps} steps")
     return trained
 
 
