@@ -45,13 +45,13 @@ class TasksConfig:
 class ColdStartConfig:
     """Data of stage 2: R1-Zero's own samples, kept if correct and readable, rewritten (R1, B.3.2)."""
 
-    problems: int = 1200
+    problems: int = 800
     """Training problems R1-Zero is asked."""
     samples: int = 4
     """Samples of each at temperature 1."""
-    examples: int = 1200
+    examples: int = 900
     """Most examples kept; "thousands" in R1."""
-    general: float = 0.5
+    general: float = 0.6
     """Share of conversations on general requests among them, with a short first-person thought."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
@@ -111,7 +111,7 @@ class FinalConfig:
         default_factory=lambda: GrpoConfig(steps=40, temperature=0.7, lr=1e-4, max_tokens=192, schedule="constant")
     )
     """The reinforcement learning; temperature 0.7 as in R1."""
-    preference_steps: int = 25
+    preference_steps: int = 15
     """Last steps, in which general prompts and preference rewards take part; 400 of 1,700 in R1."""
     general: float = 0.5
     """Share of general prompts in those steps."""
@@ -119,7 +119,7 @@ class FinalConfig:
     """Weight of the helpful reward model."""
     safety_weight: float = 1.0
     """Weight of the safety reward model."""
-    over_steps: int = 40
+    over_steps: int = 30
     """Steps a side branch goes on with preference alone, to see whether the proxy comes off the truth; 0 for none."""
 
 
@@ -187,7 +187,7 @@ class R1Config:
     """3. Reasoning RL with the language reward: Dev2."""
     language_weight: float = 1.0
     """3. Weight of the language-consistency reward; 1 in R1."""
-    ablation_steps: int = 50
+    ablation_steps: int = 30
     """3. Steps of a side branch without that reward, for the comparison; 0 for none."""
     rejection: RejectionConfig = field(default_factory=RejectionConfig)
     """4. Rejection sampling."""
@@ -261,12 +261,12 @@ R1_PRESETS: dict[str, R1Config] = {
         pretrain=PretrainConfig(tokens=34_000_000),
         zero=_RL,
         cold_sft=SftConfig(epochs=2, context=256, batch_tokens=4096, lr=1e-3, warmup=5),
-        reasoning=replace(_RL, steps=80),
+        reasoning=replace(_RL, steps=50),
         sft=SftConfig(epochs=2, context=256, batch_tokens=8192, lr=1e-3, warmup=10),
         helpful=RmConfig(lr=5e-4),
         safety=RmConfig(kind="pointwise", lr=5e-4),
-        final=FinalConfig(grpo=replace(_RL, steps=50, lr=1e-4, temperature=0.7, schedule="constant")),
-        students=StudentsConfig(rl=replace(_RL, steps=40)),
+        final=FinalConfig(grpo=replace(_RL, steps=30, lr=1e-4, temperature=0.7, schedule="constant")),
+        students=StudentsConfig(rl=replace(_RL, steps=30)),
     ),
     "tiny": R1Config(
         model="tiny",

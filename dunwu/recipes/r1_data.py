@@ -29,10 +29,11 @@ from dunwu.rollout.judge import Pair, judge_figures, judge_pairs
 from dunwu.rollout.judge import preferences as clear_preferences
 from dunwu.rollout.local import LocalChat
 from dunwu.rollout.noisy_truth import NoisyTruth
-from dunwu.rollout.selection import Kept, Selection, SelectionRules, example, mix, select
+from dunwu.rollout.selection import Kept, Selection, SelectionRules, example, mix, parts, select
 from dunwu.store import Artifact, resolve_model
-from dunwu.tasks.frames import reply_text
-from dunwu.tasks.rewrite import rewrite
+from dunwu.tasks.formats import THINK, THINK_END
+from dunwu.tasks.frames import language_of, reply_text
+from dunwu.tasks.rewrite import rewrite, translate
 from dunwu.tasks.score import judge_groups
 from dunwu.types import (
     ChatExample,
@@ -59,7 +60,8 @@ def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
     def build(work: Path) -> dict[str, object]:
         asked, talks = reasoning_task(config.tasks, "zero", 0.0), reasoning_task(config.tasks, "chat", 0.0)
         indices = range(wanted.problems)
-        groups = sample(run, config, "cold-start", zero, asked, indices, wanted.samples, config.zero.max_tokens)
+        drawn = sample(run, config, "cold-start", zero, asked, indices, wanted.samples, config.zero.max_tokens)
+        groups, translated = _translated(drawn)
         chosen = select(groups, SelectionRules(language=wanted.consistency, prefer="random", seed=run.seed))
         talk_of = {problem.id: problem for problem in (talks.problem("train", run.seed, n) for n in indices)}
         reasoning = [_rewritten(talk_of[kept.problem.id], kept, run.seed) for kept in chosen.kept]
@@ -69,7 +71,7 @@ def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
         rows = mix(reasoning, general, (1 - share) / share, run.seed).rows if general else tuple(reasoning)
         write_chat(work / CHAT, rows)
         counts = _counts(chosen) | {"reasoning": len(reasoning), "general": len(general), "rows": len(rows)}
-        return _write_counts(work, counts)
+        return _write_counts(work, counts | {"translated": translated})
 
     key = {
         "cold_start": wanted,
@@ -78,7 +80,8 @@ def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
         "seed": run.seed,
     }
     key |= {"sampler": [config.sampler, config.sampler_model]}
-    return run.stage("cold-start", build, key, [zero])
+    # 2: thinking is translated.
+    return run.stage("cold-start", build, key, [zero], version="2")
 
 
 def rejection(run: Run, config: R1Config, dev2: Artifact) -> Artifact:
@@ -170,6 +173,22 @@ def _served(
         Group(problem, (), tuple(map(Rollout, completions, judged)))
         for problem, completions, judged in zip(problems, drawn, verdicts, strict=True)
     ]
+
+
+def _translated(groups: Sequence[Group]) -> tuple[list[Group], int]:
+    """The samples with their thinking in the question's language, as far as `translate` can; and how many changed."""
+    changed, count = [], 0
+    for group in groups:
+        rollouts = []
+        for rollout in group.rollouts:
+            thinking, content = parts(rollout.completion.text)
+            into = translate(thinking or "", language_of(group.problem) or "en")
+            if thinking is not None and into != thinking:
+                text = f"{THINK}{into}{THINK_END}\n{content}"
+                rollout, count = replace(rollout, completion=replace(rollout.completion, text=text)), count + 1
+            rollouts.append(rollout)
+        changed.append(replace(group, rollouts=tuple(rollouts)))
+    return changed, count
 
 
 def _rewritten(talk: Problem, kept: Kept, seed: int) -> ChatExample:

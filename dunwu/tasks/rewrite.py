@@ -3,7 +3,9 @@
 R1's cold start takes R1-Zero's correct samples and has them rewritten into a natural first-person style that begins by
 understanding the request, in the question's language, without markdown, followed by a short summary. Here a few phrase
 tables do it; equations are never touched and nothing is left out but blank lines. About 15 tokens are added.
-Not covered: translating a chain written in another language (leave those out before), correcting one.
+`translate` puts an English chain into Chinese first: R1-Zero answers Chinese questions in English, and R1 has its thinking
+translated into the question's language. Not covered: Chinese to English (R1-Zero does not mix that way round), words
+that the world's pages do not use (they stay, and the language rule of the selection drops the chain), correcting a chain.
 """
 
 from __future__ import annotations
@@ -67,6 +69,61 @@ _PHRASES: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {
     ),
 }
 """How a line may begin, and how it begins in the first person."""
+
+
+_INTO_CHINESE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.M), chinese)
+    for pattern, chinese in (
+        (r"^(?:Wait, |Hmm, )keep (?=\d)", "等等，留"),
+        (r"^Try keeping (?=\d)", "换一个，留"),
+        (r"^Keep (?=\d)", "留"),
+        (r"^(?:Wait, |Hmm, )[Ii]f (?=[A-F] )", "等等，若"),
+        (r"^If (?=[A-F] )", "若"),
+        (r"^(?:Wait|Hmm), ", "等等，"),
+        (r"^Let me try ", "换一个，"),
+        (r"^But ", "但是，"),
+        (r"^I think (.+) works\.", r"我想\1可以。"),
+        (r"^I think ", "我想"),
+        (r"^Maybe ", "也许"),
+        (r"^I give up\.", "算了，放弃。"),
+        (r"^No idea\.", "想不出来。"),
+        (r"\b[Ff]irst (?=\d)", "先"),
+        (r", then (?=\d)", "，再"),
+        (r"\b[Ss]o (?=\d)", "所以"),
+        (r"(?<=[A-F]) knight\b", "骑士"),
+        (r"(?<=[A-F]) knave\b", "无赖"),
+        (r"(?<=[A-F]) true\b", "真"),
+        (r"(?<=[A-F]) false\b", "假"),
+        (r"(?<=[士赖真假]), (?=[A-F])", "，"),
+        (r"(?<=[士赖]): (?=[A-F])", "："),
+        (r"(?<=[真假]) no\b", "，不对"),
+        (r"(?<=[真假]) yes!", "，对了！"),
+        (r", yes!", "，对了！"),
+        (r" not (?=\d)", "不是"),
+        (r" no\b", "不对"),
+        (r" yes!", "对了！"),
+        (r" it works!", "成了！"),
+        (r"(?<=[\d士赖])\.(?=\s|$)", "。"),
+    )
+)
+"""English phrases of the world's chains and the Chinese ones its Chinese authors use there, in the order they are replaced."""
+
+
+def translate(thinking: str, language: str) -> str:
+    """A chain of the world's phrases in `language`; a chain that is in it already, or asked for in English, stays as it is.
+
+    Example:
+        >>> print(translate("Keep 3:12-7=5\\n24-3=21 no\\nWait, keep 7:12*3=36 it works!", "zh"))
+        留3:12-7=5
+        24-3=21不对
+        等等，留7:12*3=36成了！
+        >>> translate("If A knight, B knave: A false, B true no", "zh")
+        '若A骑士，B无赖：A假，B真，不对'
+    """
+    if language == "zh":
+        for pattern, chinese in _INTO_CHINESE:
+            thinking = pattern.sub(chinese, thinking)
+    return thinking
 
 
 def rewrite(problem: Problem, thinking: str, answer: str, seed: int) -> Message:

@@ -12,7 +12,7 @@ from dunwu.types import UsageError
 class DistillConfig:
     """On-policy distillation: the student writes, the teacher's distribution says what each token should have been."""
 
-    steps: int = 60
+    steps: int = 40
     """Rollout batches; one update each."""
     problems: int = 32
     """Prompts per step."""
