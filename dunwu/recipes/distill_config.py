@@ -105,7 +105,7 @@ DISTILL_PRESETS: dict[str, DistillRunConfig] = {
     "tiny": DistillRunConfig(
         sft=SftConfig(context=256, batch_tokens=1024, warmup=2, lr=3e-3),
         held_out=0.2,
-        distill=DistillConfig(steps=6, problems=8, group_size=1, max_tokens=48, warmup=2),
+        distill=DistillConfig(steps=6, problems=8, group_size=1, max_tokens=48, warmup=2, lr=2e-3),
         held_out_problems=32,
         eval_every=3,
         save_every=2,
