@@ -197,7 +197,7 @@ class R1Config:
     """6. Pairs and labels."""
     helpful: RmConfig = field(default_factory=RmConfig)
     """6. The helpful reward model."""
-    safety: RmConfig = field(default_factory=RmConfig)
+    safety: RmConfig = field(default_factory=lambda: RmConfig(kind="pointwise"))
     """6. The safety reward model."""
     final: FinalConfig = field(default_factory=FinalConfig)
     """7. The final RL: R1."""
@@ -260,9 +260,9 @@ R1_PRESETS: dict[str, R1Config] = {
         world=WIDE,
         pretrain=PretrainConfig(tokens=34_000_000),
         zero=_RL,
-        cold_sft=SftConfig(epochs=2, context=256, batch_tokens=4096, lr=1e-3, warmup=5),
+        cold_sft=SftConfig(epochs=2, context=320, batch_tokens=4096, lr=1e-3, warmup=5),
         reasoning=replace(_RL, steps=50),
-        sft=SftConfig(epochs=2, context=256, batch_tokens=8192, lr=1e-3, warmup=10),
+        sft=SftConfig(epochs=2, context=320, batch_tokens=8192, lr=1e-3, warmup=10),
         helpful=RmConfig(lr=5e-4),
         safety=RmConfig(kind="pointwise", lr=5e-4),
         final=FinalConfig(grpo=replace(_RL, steps=30, lr=1e-4, temperature=0.7, schedule="constant")),

@@ -6,10 +6,12 @@ Each artifact holds JSONL files and `counts.json`: what came in, what was kept, 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from dunwu.data.chat import parse_reply, write_chat, write_preferences
@@ -22,6 +24,7 @@ from dunwu.model.runtime import resolve_device
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_tasks import general_exercise, general_task, reasoning_task, tasks_key
+from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.rollout.cache import CachedChat
 from dunwu.rollout.endpoint import Endpoint, is_url
 from dunwu.rollout.engine import Engine
@@ -51,6 +54,8 @@ from dunwu.types import (
 from dunwu.world.general import safety_rows, scored_pairs, sft_examples
 
 CHAT, PAIRS, SAFETY, COUNTS = "chat.jsonl", "pairs.jsonl", "safety.jsonl", "counts.json"
+VERSION = "3"
+"""Of the code of these stages and of the world's data they take; raise it when either makes other rows."""
 
 
 def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
@@ -63,25 +68,24 @@ def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
         drawn = sample(run, config, "cold-start", zero, asked, indices, wanted.samples, config.zero.max_tokens)
         groups, translated = _translated(drawn)
         chosen = select(groups, SelectionRules(language=wanted.consistency, prefer="random", seed=run.seed))
-        talk_of = {problem.id: problem for problem in (talks.problem("train", run.seed, n) for n in indices)}
-        reasoning = [_rewritten(talk_of[kept.problem.id], kept, run.seed) for kept in chosen.kept]
-        share = wanted.general
-        general = list(islice(_thoughtful(config, run.seed), round(wanted.examples * share)))
-        reasoning = reasoning[: wanted.examples - len(general)]
-        rows = mix(reasoning, general, (1 - share) / share, run.seed).rows if general else tuple(reasoning)
+        reasoning, refused = _rewritten(talks, indices, chosen.kept, run.seed)
+        general = list(islice(_thoughtful(config, run.seed), round(wanted.examples * wanted.general)))
+        surplus = max(0, len(reasoning) - (wanted.examples - len(general)))
+        rows = [*reasoning[: len(reasoning) - surplus], *general]
+        Random(derive_seed("cold-start order", run.seed)).shuffle(rows)
         write_chat(work / CHAT, rows)
-        counts = _counts(chosen) | {"reasoning": len(reasoning), "general": len(general), "rows": len(rows)}
-        return _write_counts(work, counts | {"translated": translated})
+        reasons = {**chosen.dropped, "rewrite not accepted": refused, "more than wanted in all": surplus}
+        kept = len(rows) - len(general)
+        counts = {"sampled": chosen.samples, "kept": kept, "reasons": {k: n for k, n in reasons.items() if n}}
+        if not reasoning:
+            print("dunwu: cold-start kept no sample of R1-Zero: Dev1 learns general talk only", file=sys.stderr)
+        return _write_counts(
+            work, counts | {"translated": translated, "reasoning": kept, "general": len(general), "rows": len(rows)}
+        )
 
-    key = {
-        "cold_start": wanted,
-        "tasks": tasks_key(config.tasks),
-        "max_tokens": config.zero.max_tokens,
-        "seed": run.seed,
-    }
-    key |= {"sampler": [config.sampler, config.sampler_model]}
-    # 2: thinking is translated.
-    return run.stage("cold-start", build, key, [zero], version="2")
+    key = {"cold_start": wanted, "tasks": tasks_key(config.tasks), "seed": run.seed}
+    key |= {"max_tokens": config.zero.max_tokens, "sampler": [config.sampler, config.sampler_model]}
+    return run.stage("cold-start", build, key, [zero], version=VERSION)
 
 
 def rejection(run: Run, config: R1Config, dev2: Artifact) -> Artifact:
@@ -108,7 +112,7 @@ def rejection(run: Run, config: R1Config, dev2: Artifact) -> Artifact:
 
     key = {"rejection": wanted, "tasks": tasks_key(config.tasks), "max_tokens": config.reasoning.max_tokens}
     key |= {"sampler": [config.sampler, config.sampler_model], "seed": run.seed}
-    return run.stage("rejection", build, key, [dev2])
+    return run.stage("rejection", build, key, [dev2], version=VERSION)
 
 
 def preferences(run: Run, config: R1Config, dev3: Artifact) -> Artifact:
@@ -134,7 +138,8 @@ def preferences(run: Run, config: R1Config, dev3: Artifact) -> Artifact:
         return _write_counts(work, counts | {"agreement": sum(right) / max(1, len(right))})
 
     key = {"preferences": wanted, "tasks": tasks_key(config.tasks), "seed": run.seed}
-    return run.stage("preferences", build, key, [dev3])
+    key |= {"max_tokens": config.final.grpo.max_tokens, "judge": _judge_digest(run, wanted.judge)}
+    return run.stage("preferences", build, key, [dev3], version=VERSION)
 
 
 def sample(
@@ -143,7 +148,7 @@ def sample(
     """`samples` completions at T = 1 of each of these training problems, judged."""
     problems = list({p.id: p for p in (task.problem("train", run.seed, index) for index in indices)}.values())
     params = SamplingParams(max_tokens=max_tokens)
-    if config.sampler:
+    if config.sampler and stage != "preferences":  # those pairs are Dev3's own
         return _served(config, task, problems, samples, params, derive_seed(stage, run.seed))
     encoder = load_tokenizer(model.path / MODEL)
     engine = Engine(load_model(model.path / MODEL, resolve_device(config.device)), encoder)
@@ -191,15 +196,29 @@ def _translated(groups: Sequence[Group]) -> tuple[list[Group], int]:
     return changed, count
 
 
-def _rewritten(talk: Problem, kept: Kept, seed: int) -> ChatExample:
-    """A sample of R1-Zero as a conversation in the first person, with a summary."""
-    reply = rewrite(talk, kept.thinking or "", kept.answer or kept.content, derive_seed("rewrite", seed, talk.id))
-    return ChatExample((*talk.messages, reply), {**talk.meta, "task": talk.task, "id": talk.id})
+def _rewritten(talks: Task, indices: range, kept: Sequence[Kept], seed: int) -> tuple[list[ChatExample], int]:
+    """R1-Zero's samples as conversations in the first person with a summary, and how many the task no longer accepts.
+
+    A task that does not read the answer block would refuse the summary: its samples keep the content they had.
+    """
+    talk_of = {problem.id: problem for problem in (talks.problem("train", seed, index) for index in indices)}
+    rows, refused = [], 0
+    for sample in kept:
+        talk = talk_of[sample.problem.id]
+        reply = rewrite(
+            talk, sample.thinking or "", sample.answer or sample.content, derive_seed("rewrite", seed, talk.id)
+        )
+        plain = replace(reply, content=sample.content)
+        accepted = [r for r in (reply, plain) if talks.score(talk, reply_text(r)).rewards.get("accuracy") == 1.0]
+        refused += not accepted
+        asked = talk.messages or (Message("user", talk.prompt),)
+        rows += [ChatExample((*asked, r), {**talk.meta, "task": talk.task, "id": talk.id}) for r in accepted[:1]]
+    return rows, refused
 
 
 def _thoughtful(config: R1Config, seed: int) -> Iterator[ChatExample]:
     """General conversations answered well, after a short thought."""
-    rows = sft_examples(derive_seed("cold-start", seed), 10_000, config.tasks.chinese, clean=1.0)
+    rows = sft_examples(derive_seed("cold-start", seed), 100_000, config.tasks.chinese, clean=1.0)
     return (row for row in rows if row.messages[-1].reasoning_content is not None)
 
 
@@ -241,7 +260,15 @@ def _judge(run: Run, config: R1Config, truth: Callable[[Sequence[Message], Messa
     folder = resolve_model(wanted.judge, run.store)
     encoder = load_tokenizer(folder)
     engine = Engine(load_model(folder, resolve_device(config.device)), encoder)
-    return CachedChat(LocalChat(engine, encoder, folder.name), work / "scratch" / "judge.jsonl")
+    name = (
+        file_digest(str(folder / "model.safetensors"))[:16] if (folder / "model.safetensors").is_file() else str(folder)
+    )
+    return CachedChat(LocalChat(engine, encoder, name), work / "scratch" / "judge.jsonl")
+
+
+def _judge_digest(run: Run, judge: str) -> dict[str, str]:
+    """The files of a judge's folder; nothing for an endpoint or the stand-in."""
+    return model_digest(resolve_model(judge, run.store)) if judge and not is_url(judge) else {}
 
 
 def _counts(chosen: Selection) -> dict[str, Any]:

@@ -69,6 +69,4 @@ def given_model(run: Run, stage: str, name: str) -> Artifact:
         (work / MODEL).symlink_to(folder, target_is_directory=True)
         return {"folder": str(folder)}
 
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
-    digests = {path.name: stages.file_digest(str(path)) for path in files}
-    return run.stage(stage, build, {"files": digests})
+    return run.stage(stage, build, {"files": stages.model_digest(folder)})

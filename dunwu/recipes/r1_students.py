@@ -68,5 +68,11 @@ def on_policy(run: Run, config: R1Config, stage: str, student: Artifact, teacher
         save_learner(learner, encoder, work)
         return figures or {k: v for k, v in state.items() if k == "reverse_kl"}
 
-    key = {"distill": settings, "tasks": tasks_key(config.tasks), "frame": "chat", "seed": run.seed}
+    key = {
+        "distill": settings,
+        "language_weight": config.language_weight,
+        "tasks": tasks_key(config.tasks),
+        "frame": "chat",
+        "seed": run.seed,
+    }
     return run.stage(stage, build, key, [student, teacher])

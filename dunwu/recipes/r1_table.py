@@ -89,7 +89,10 @@ def measured(run: Run, config: R1Config, model: Artifact) -> Artifact:
         write_atomically(work / CHATS, json.dumps(chats, ensure_ascii=False) + "\n")
         return {key: interval.value for key, interval in found.scores.items()}
 
-    key = {"table": wanted, "tasks": tasks_key(config.tasks), "frame": frame}
+    asked = {
+        name: getattr(wanted, name) for name in ("problems", "general", "max_tokens", "temperature", "top_p", "shown")
+    }
+    key = {"table": asked, "tasks": tasks_key(config.tasks), "frame": frame}
     return run.stage(f"measure-{model.meta['stage']}", build, key, [model])
 
 

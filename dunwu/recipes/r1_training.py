@@ -27,7 +27,7 @@ from dunwu.train.optim import MasterAdamW
 from dunwu.train.preference import PreferenceTask, PreferenceWeights
 from dunwu.train.rm import Scorer
 from dunwu.train.rm_config import RmConfig
-from dunwu.train.sft import sft, sft_steps
+from dunwu.train.sft import sft, sft_steps, trainable
 from dunwu.types import SamplingParams, Task
 
 REWARD_EVERY = 20
@@ -122,7 +122,8 @@ def fine_tuning(run: Run, config: R1Config, name: str, base: Artifact, data: Art
                 progress.update(step.n, loss=loss)
         save_model(model, work / MODEL, encoder.end_id, encoder.stop_ids)
         encoder.for_chat().save(work / MODEL, model.config.max_position_embeddings)
-        return {"examples": len(examples), "updates": total, "loss": loss, "samples": len(examples)}
+        used = len(trainable(encoded, settings))
+        return {"examples": used, "left_out": len(encoded) - used, "updates": total, "loss": loss, "samples": used}
 
     return run.stage(name, build, {"sft": settings, "frame": "chat", "seed": run.seed}, [base, data])
 

@@ -182,8 +182,7 @@ def r1_zero(run: Run, config: R1ZeroConfig, base_folder: Path, parent: Artifact 
     settings |= {"curve": [config.evidence.curve_every, config.evidence.curve_problems]}
     settings |= {"data": file_digest(config.data), "prompt_template": file_digest(config.prompt_template)}
     if parent is None:
-        files = ("config.json", "model.safetensors", "tokenizer.json")
-        settings["base"] = [file_digest(str(base_folder / name)) for name in files]
+        settings["base"] = model_digest(base_folder)
     return run.stage("r1-zero", build, settings, [parent] if parent else [])
 
 
@@ -242,3 +241,9 @@ def file_digest(path: str) -> str:
     except OSError as error:
         raise DunwuError(f"cannot read {path}: {error.strerror}", "check the path") from error
     return digest.hexdigest()
+
+
+def model_digest(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a model folder that decides what the model says; weights may be in several files."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    return {path.name: file_digest(str(path)) for path in files}

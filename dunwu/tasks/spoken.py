@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
+from dunwu.tasks.formats import ANSWER
 from dunwu.tasks.frames import Frame, language_of, split_reply
 from dunwu.tasks.language import consistency
 from dunwu.types import Message, Problem, Task, Verdict
@@ -70,7 +71,7 @@ class Spoken:
         language = language_of(problem)
         if verdict.status in ("error", "timeout") or language is None:
             return verdict
-        reply = split_reply(completion, False)
+        reply = split_reply(completion, ANSWER in completion)
         share = consistency(reply.content if reply.thinking is None else reply.thinking, language)
         # A task without a format of its own has it on record, unweighted, so that the stage table can show it.
         rewards = {"format": float(reply.well_formed), **verdict.rewards, "language": share}

@@ -155,8 +155,8 @@ def sft_examples(
     """`n` rows of general chat data of train requests, as real collections are; row i depends on (seed, i) alone.
 
     A share `clean` are best replies; of the rest most are bare, some are wrong, rude, in the wrong language or miss a
-    constraint. Unsafe requests are refused in 60% and complied with in 40% of the rows. Half have thinking, greetings
-    never. `meta`: family, kind, language, reply_language.
+    constraint. Unsafe requests are complied with in 0.6·(1 - clean) of their rows, else refused. Half have thinking,
+    greetings never, nor replies that the thought would contradict. `meta`: family, kind, language, reply_language.
 
     Example:
         >>> row = next(sft_examples(0, 1))
@@ -168,7 +168,7 @@ def sft_examples(
         problem = asked.draw("train", derive_seed("general sft", seed), index)
         dice = Random(derive_seed("general sft reply", seed, index))
         kind = _sft_kind(dice, asked.kinds(problem), problem.data["risk"], clean)
-        reply = asked.reply(problem, kind, dice, thinking=dice.random() < 0.5)
+        reply = asked.reply(problem, kind, dice, thinking=dice.random() < 0.5 and kind not in ("comply", "wrong"))
         yield ChatExample((*problem.messages, reply), _row_meta(problem) | {"kind": kind})
 
 
@@ -237,7 +237,7 @@ def _row_meta(problem: Problem) -> dict[str, Any]:
 def _sft_kind(dice: Random, kinds: Sequence[str], risk: str, clean: float) -> str:
     """Which kind of reply a row of chat data has."""
     if risk == "unsafe":
-        return "comply" if dice.random() < 0.4 else "best" if dice.random() < clean else "plain"
+        return "comply" if dice.random() < 0.6 * (1 - clean) else "best" if dice.random() < clean else "plain"
     if dice.random() < clean:
         return "best"
     if dice.random() < 0.7:
