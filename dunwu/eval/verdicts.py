@@ -217,10 +217,11 @@ def _speaks(found: Findings) -> dict[str, Any]:
     with_reward = Finding(None, "Dev2 not measured")
     if kept is not None:
         with_reward = Finding(_above(kept, margins.consistent, equal=True), f"with the reward {kept}")
-    decay = difference(found.without_language, dev2, LANGUAGE) if found.without_language and dev2 else None
+    # Below Dev1, where both began: below Dev2 alone could be Dev2's rise.
+    decay = difference(found.without_language, dev1, LANGUAGE) if found.without_language and dev1 else None
     without = Finding(None, "the ablation was not measured")
     if decay is not None:
-        without = Finding(_below(decay, -margins.decay), f"without − with: {_signed(decay)}")
+        without = Finding(_below(decay, -margins.decay), f"without it, against Dev1: {_signed(decay)}")
     if with_reward.holds is False:
         why = "chains still mix languages with the reward: longer training or a larger weight would hold them"
     elif dev1 is not None and dev1.scores.get(LANGUAGE, Interval(0, 0, 0, 0)).value > 0.99:

@@ -142,7 +142,8 @@ def stage_table(
         return {"verdicts": len(held), "hold": held.count(True), "fail": held.count(False)}
 
     inputs = [*rows.values(), *models.values(), *evidence.values(), *([beyond] if beyond else [])]
-    table = run.stage("stage-table", build, {"names": list(models)}, inputs)
+    # 2: the language claim compares the ablation with Dev1.
+    table = run.stage("stage-table", build, {"names": list(models)}, inputs, version="2")
     _write_with_seconds(
         run, table, {str(model.meta["stage"]): float(model.meta["seconds"]) for model in models.values()}
     )
