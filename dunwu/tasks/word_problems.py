@@ -2,8 +2,9 @@
 
 The problem is `{"question": text, "gold": integer}`, with "work" (its equations) and "things" (what is counted) where the
 generator wrote it. The answer is that integer in ASCII digits and nothing else; no partial credit.
-Which split a story belongs to is a hash of its kind and numbers, so a held-out sum is held out in both languages and under
-every name. Two indices may draw the same story.
+Which split a story belongs to is a hash of its kind and numbers: a held-out story is held out in both languages, under every
+name and for everything counted. Its equations may still be trained on in a story of another kind: "give" and "more" both ask
+for a - b. Two indices may draw the same story.
 Not covered: units, decimals, stories from a file.
 """
 
