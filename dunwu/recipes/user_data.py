@@ -44,7 +44,7 @@ def write_bad_rows(work: Path, bad: Sequence[Unusable], left: int) -> None:
     if not left:
         _tell(bad)
         what = f"none of the {len(bad)} rows can be used; the first: {bad[0]}" if bad else "the files hold no rows"
-        raise DunwuError(what, "one JSON object a line; docs/sft.md shows the forms")
+        raise DunwuError(what, "one JSON object a line; the page of the recipe in docs/ shows the forms")
 
 
 def tell_bad_rows(run: Run, artifact: Artifact) -> None:
