@@ -20,12 +20,12 @@ from dunwu.log import Progress, Run
 from dunwu.model.hf import load_model
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.distill_config import DistillRunConfig
-from dunwu.recipes.distill_prompts import Prompts, context_of, model_key, prompts, read_prompts
+from dunwu.recipes.distill_prompts import Prompts, context_of, prompts, read_prompts
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.reinforce import held_out_point, open_learner, save_learner, save_state
 from dunwu.recipes.sft import chat_data, fine_tune
 from dunwu.recipes.sft_config import SftRunConfig
-from dunwu.recipes.stages import file_digest
+from dunwu.recipes.stages import data_digest, file_digest, model_digest
 from dunwu.recipes.user_data import BAD_ROWS, tell_bad_rows
 from dunwu.rollout.endpoint import Endpoint, is_url
 from dunwu.rollout.engine import Engine
@@ -106,7 +106,9 @@ def teacher_answers(run: Run, config: DistillRunConfig, asked: Artifact) -> Arti
         rows: list[dict[str, Any]] = []
         with Progress(len(todo), "teacher-answers", "answers") as progress:
             for start in range(0, len(todo), config.chunk):
-                part, file = todo[start : start + config.chunk], parts / f"{start}.json"
+                part = todo[start : start + config.chunk]
+                # Both ends in the name: after a kill the run may go on with another --chunk.
+                file = parts / f"{start}-{start + len(part)}.json"
                 if not file.exists():
                     seeds = [derive_seed("teacher", run.seed, problem.id, n) for problem, n in part]
                     answers = _answers(teacher, [problem.messages for problem, _ in part], seeds, params)
@@ -125,7 +127,7 @@ def teacher_answers(run: Run, config: DistillRunConfig, asked: Artifact) -> Arti
         write_chat(work / CHAT, kept)
         return {"answers": len(rows), "kept": len(kept), "cut_off": cut, "empty": len(rows) - len(kept) - cut}
 
-    teacher = [address, config.teacher_name] if is_url(address) else model_key(resolve_model(address, run.store))
+    teacher = [address, config.teacher_name] if is_url(address) else model_digest(resolve_model(address, run.store))
     settings = {"teacher": teacher, "samples": config.samples, "params": params, "seed": run.seed}
     return run.stage("teacher-answers", build, settings, [asked])
 
@@ -177,9 +179,9 @@ def by_distributions(run: Run, config: DistillRunConfig, student: Path, teacher:
         return figures | {"steps": settings.steps}
 
     curve = [config.held_out_problems, config.eval_every] if config.task else []
-    key = {"student": model_key(student), "teacher": model_key(teacher), "distill": settings, "curve": curve}
+    key = {"student": model_digest(student), "teacher": model_digest(teacher), "distill": settings, "curve": curve}
     source = file_digest(config.task) if config.task.endswith(".py") else config.task
-    key |= {"task": [source, *sorted(config.options), file_digest(config.task_data)], "seed": run.seed}
+    key |= {"task": [source, *sorted(config.options), data_digest(config.task_data)], "seed": run.seed}
     trained = run.stage("distill", build, key, asked)
     figures = trained.meta["metrics"]
     moved = f"{figures['reverse_kl_first']:.4f} → {figures['reverse_kl']:.4f} nats per token"

@@ -19,7 +19,7 @@ from dunwu.log import Run, read_json
 from dunwu.model.hf import from_hf_config
 from dunwu.recipes.reject_config import RejectRunConfig
 from dunwu.recipes.reject_rows import gather, judged_problem, problem_row, read_problem_row
-from dunwu.recipes.stages import file_digest
+from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.recipes.user_data import Unusable, write_bad_rows
 from dunwu.store import Artifact
 from dunwu.tasks.splits import permuted
@@ -93,7 +93,7 @@ def prompts(
 
     key: dict[str, Any] = {"files": [[file, file_digest(file)] for file, _ in files]}
     key["conversations"] = len(conversations)
-    key["room"] = None if folder is None else [model_key(folder, weights=False), max_tokens]
+    key["room"] = None if folder is None else [model_digest(folder, weights=False), max_tokens]
     return run.stage("prompts", build, key)
 
 
@@ -107,13 +107,6 @@ def read_prompts(asked: Artifact) -> list[Problem]:
 def context_of(folder: Path) -> int:
     """The longest text, in tokens, that a folder's model was made for."""
     return from_hf_config(read_json(folder / "config.json")).max_position_embeddings
-
-
-def model_key(folder: Path, weights: bool = True) -> dict[str, str]:
-    """Digests of a model folder's files, for a stage's key."""
-    names = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
-    files = [file for file in names if file.is_file()] + (sorted(folder.glob("*.safetensors")) if weights else [])
-    return {file.name: file_digest(str(file)) for file in files}
 
 
 def _questions(file: str) -> Iterator[tuple[int, Problem | str]]:

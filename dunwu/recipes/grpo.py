@@ -14,7 +14,7 @@ from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.grpo_config import GrpoRunConfig
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.reinforce import held_out_point, open_learner, reinforce, save_learner
-from dunwu.recipes.stages import file_digest
+from dunwu.recipes.stages import data_digest, file_digest, model_digest
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact, resolve_model
 from dunwu.tasks import get_task, task_options
@@ -89,21 +89,11 @@ def _key(config: GrpoRunConfig, folder: Path, seed: int) -> dict[str, Any]:
     weights = config.reward_weights or [1.0] * len(config.reward)
     weighed = [[*reward, float(weight)] for reward, weight in zip(rewards, weights, strict=True)]
     task = file_digest(config.task) if config.task.endswith(".py") else config.task
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
-    files = sorted([*folder.glob("*.safetensors"), *(folder / name for name in names if (folder / name).is_file())])
     return {
-        "model": {file.name: file_digest(str(file)) for file in files},
-        "task": [task, *sorted(config.options), _digest_of(config.data)],
+        "model": model_digest(folder),
+        "task": [task, *sorted(config.options), data_digest(config.data)],
         "rewards": [weighed, config.task_weight],
         "grpo": config.grpo,
         "curve": [config.held_out, config.held_out_every],
         "seed": seed,
     }
-
-
-def _digest_of(data: str) -> Any:
-    """A file's digest, a folder's by file."""
-    folder = Path(data)
-    if data and folder.is_dir():
-        return {file.name: file_digest(str(file)) for file in sorted(folder.iterdir()) if file.is_file()}
-    return file_digest(data)

@@ -11,7 +11,6 @@ sampled and judged is kept over a kill, but two runs need not agree.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from dunwu.data.chat import prompt_ids, write_chat
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import disk_errors, plain, write_atomically
-from dunwu.log import Progress, Run, read_json, read_metrics
+from dunwu.log import Progress, Run, read_json
 from dunwu.model.hf import from_hf_config, load_model
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.reject_config import RejectRunConfig
@@ -34,7 +33,7 @@ from dunwu.recipes.reject_rows import (
     read_group_row,
     read_problem_row,
 )
-from dunwu.recipes.stages import file_digest
+from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.recipes.user_data import Unusable, tell_bad_rows, write_bad_rows
 from dunwu.rollout.cache import CachedChat
 from dunwu.rollout.endpoint import Endpoint, is_url
@@ -86,8 +85,7 @@ def problems(run: Run, config: RejectRunConfig) -> Artifact:
     if not config.data:
         settings |= {"problems": config.problems, "seed": run.seed}
     if folder is not None:
-        files = [file_digest(str(folder / name)) for name in ("config.json", "tokenizer.json")]
-        settings |= {"model": files, "max_tokens": config.max_tokens}
+        settings |= {"model": model_digest(folder, weights=False), "max_tokens": config.max_tokens}
     made = run.stage("problems", build, settings)
     tell_bad_rows(run, made)
     return made
@@ -121,10 +119,12 @@ def samples(run: Run, config: RejectRunConfig, asked: Artifact) -> Artifact:
                 with disk_errors(work / SAMPLES), open(work / SAMPLES, "ab") as file:
                     file.write(text.encode("utf-8", "replace"))
                 progress.update(upto, correct=figures["reject/correct"])
-        totals: Counter[str] = Counter()
-        for line in read_metrics(work):
-            totals.update({name: line[name] for name in ("reject/samples", "reject/right", "reject/not_judged")})
-        return {"problems": len(todo), **{name.removeprefix("reject/"): total for name, total in totals.items()}}
+        # Not the sum of the lines logged: chunks overlap if a run goes on with another --chunk.
+        totals = _figures([read_group_row(row) for row in _read_rows(work / SAMPLES)])
+        return {
+            "problems": len(todo),
+            **{name: totals[f"reject/{name}"] for name in ("samples", "right", "not_judged")},
+        }
 
     settings = {
         "model": _model_key(config.model, config.model_name, run.store),
@@ -275,7 +275,4 @@ def _model_key(address: str, name: str, store: Store) -> Any:
     """A server's address and model, or the digests of a folder's files."""
     if is_url(address):
         return [address, name]
-    folder = resolve_model(address, store)
-    names = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
-    files = sorted([*folder.glob("*.safetensors"), *(file for file in names if file.is_file())])
-    return {file.name: file_digest(str(file)) for file in files}
+    return model_digest(resolve_model(address, store))

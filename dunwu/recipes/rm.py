@@ -27,7 +27,7 @@ from dunwu.model.hf import from_hf_config, load_model, resolve_dtype
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.rm_config import RmRunConfig
-from dunwu.recipes.stages import file_digest
+from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.recipes.user_data import Unusable, tell_bad_rows, write_bad_rows
 from dunwu.store import Artifact, resolve_model
 from dunwu.train.checkpoint import save_checkpoint
@@ -78,8 +78,7 @@ def run(run: Run, config: RmRunConfig) -> None:
     prepare_torch()
     folder = resolve_model(config.model, run.store)
     check_fit(folder, config.context)
-    weights = {name: file_digest(str(folder / name)) for name in ("config.json", "model.safetensors", "tokenizer.json")}
-    key = {"model": weights, "files": [[file, file_digest(file)] for file in config.data]}
+    key = {"model": model_digest(folder), "files": [[file, file_digest(file)] for file in config.data]}
     made = reward_stage(
         run,
         "rm",

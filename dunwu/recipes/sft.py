@@ -16,7 +16,7 @@ from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.sft_config import SftRunConfig
-from dunwu.recipes.stages import file_digest
+from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.recipes.user_data import Unusable, tell_bad_rows, write_bad_rows
 from dunwu.store import Artifact, resolve_model
 from dunwu.train.checkpoint import save_checkpoint
@@ -75,8 +75,7 @@ def fine_tune(run: Run, config: SftRunConfig, folder: Path, data: Artifact) -> A
         encoder.for_chat().save(work / MODEL, model.config.max_position_embeddings)
         return {"examples": len(train), **figures, "parameters": model.config.num_parameters}
 
-    weights = {name: file_digest(str(folder / name)) for name in ("config.json", "model.safetensors")}
-    settings = {"model": weights, "sft": config.sft, "eval_every": config.eval_every, "seed": run.seed}
+    settings = {"model": model_digest(folder), "sft": config.sft, "eval_every": config.eval_every, "seed": run.seed}
     return run.stage("sft", build, settings | {"dtype": str(dtype)}, [data])
 
 

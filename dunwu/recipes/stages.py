@@ -243,7 +243,19 @@ def file_digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def model_digest(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a model folder that decides what the model says; weights may be in several files."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+def data_digest(path: str) -> str | dict[str, str]:
+    """`file_digest` of a user's file, or of every file that lies in a folder, by name."""
+    if path and Path(path).is_dir():
+        return {file.name: file_digest(str(file)) for file in sorted(Path(path).iterdir()) if file.is_file()}
+    return file_digest(path)
+
+
+def model_digest(folder: Path, weights: bool = True) -> dict[str, str]:
+    """sha256 of every file of a model folder that decides what the model says; weights may be in several files.
+
+    Args:
+        weights: False leaves them out, for what depends on tokenizer and context alone.
+    """
+    suffixes = (".json", ".safetensors") if weights else (".json",)
+    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
     return {path.name: file_digest(str(path)) for path in files}
