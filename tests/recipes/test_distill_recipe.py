@@ -159,6 +159,21 @@ def test_a_server_can_teach_and_is_asked_only_once(models: tuple[Path, Path], qu
     assert {row.messages[-1].reasoning_content for row in rows} == {"hm"}
 
 
+def test_a_killed_teacher_goes_on_with_other_chunks(models: tuple[Path, Path], questions: Path, tmp_path: Path) -> None:
+    with server() as (url, requests):
+        config = replace(
+            SMALL, student=str(models[0]), teacher=url, teacher_name="big", prompts=(str(questions),), samples=1
+        )
+        requests.stop_after = 12
+        with pytest.raises(DunwuError, match="status 400"):
+            distil(tmp_path, config)
+        requests.stop_after = 1000
+        run = distil(tmp_path, replace(config, chunk=3), "other")  # the store knows what was begun
+    rows, _ = read_chat(stage(run, "teacher-answers").path / recipe.CHAT)
+    asked = [problem.messages[-1].content for problem in recipe.read_prompts(stage(run, "prompts"))]
+    assert [row.messages[0].content for row in rows] == asked and len(asked) == 25
+
+
 def test_a_teacher_that_says_nothing_usable_is_an_error(
     models: tuple[Path, Path], questions: Path, tmp_path: Path
 ) -> None:
