@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 from dunwu.rollout.judge import JudgeConfig
 from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig
@@ -10,6 +12,35 @@ from dunwu.train.distill_config import DistillConfig
 from dunwu.train.rm_config import RmConfig
 from dunwu.types import UsageError
 from dunwu.world.knobs import Hands, Knobs
+
+URL = ("http://", "https://")
+"""How the address of an endpoint begins."""
+
+
+class Settings(Protocol):
+    """Settings that know what cannot work."""
+
+    def validate(self) -> None: ...
+
+
+def _check_counts(section: str, settings: Any, *names: str, least: int = 1) -> None:
+    for name in names:
+        if getattr(settings, name) < least:
+            raise UsageError(f"{section}{name} is {getattr(settings, name)}", f"use {least} or more")
+
+
+def _check_shares(section: str, settings: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UsageError(f"{section}{name} {getattr(settings, name)} is no share", "choose between 0 and 1")
+
+
+def _check_part(name: str, settings: Settings) -> None:
+    """Validate settings that other recipes have as well, and name the stage whose they are."""
+    try:
+        settings.validate()
+    except UsageError as error:
+        raise UsageError(f"{name}: {error.what}", error.cure) from None
 
 
 @dataclass(frozen=True)
@@ -56,6 +87,13 @@ class ColdStartConfig:
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
 
+    def validate(self) -> None:
+        """Raise UsageError for counts below 1 and shares outside 0 to 1."""
+        _check_counts("cold_start.", self, "problems", "samples", "examples")
+        _check_shares("cold_start.", self, "general", "consistency")
+        if self.general == 1:
+            raise UsageError("cold_start.general 1 leaves no room for reasoning", "choose 0 or more and less than 1")
+
 
 @dataclass(frozen=True)
 class RejectionConfig:
@@ -80,6 +118,14 @@ class RejectionConfig:
     clean: float = 0.5
     """Share of the general conversations answered as well as the world can; the rest is what collections are like."""
 
+    def validate(self) -> None:
+        """Raise UsageError for counts below 1, a ratio that is none, and shares outside 0 to 1."""
+        _check_counts("rejection.", self, "problems", "samples", "per_problem", "least_general", "paragraph")
+        _check_counts("rejection.", self, "first", least=0)
+        _check_shares("rejection.", self, "consistency", "clean")
+        if not self.ratio > 0:
+            raise UsageError(f"rejection.ratio is {self.ratio}", "reasoning rows for each general row: above 0, e.g. 3")
+
 
 @dataclass(frozen=True)
 class PreferenceConfig:
@@ -102,6 +148,14 @@ class PreferenceConfig:
     judge_model: str = ""
     """Name of the model at that URL."""
 
+    def validate(self) -> None:
+        """Raise UsageError for counts below 1, a share outside 0 to 1, or a judge who is never asked."""
+        _check_counts("preferences.", self, "pairs", "safety")
+        _check_shares("preferences.", self, "sampled")
+        _check_part("preferences", self.judging)
+        if self.judge.startswith(URL) and not self.judge_model:
+            raise UsageError(f"{self.judge} serves models by name", "name one: --preferences.judge_model NAME")
+
 
 @dataclass(frozen=True)
 class FinalConfig:
@@ -122,6 +176,17 @@ class FinalConfig:
     over_steps: int = 30
     """Steps a side branch goes on with preference alone, to see whether the proxy comes off the truth; 0 for none."""
 
+    def validate(self) -> None:
+        """Raise UsageError for steps and shares that cannot be."""
+        _check_part("final.grpo", self.grpo)
+        if not 0 <= self.preference_steps <= self.grpo.steps:
+            raise UsageError(
+                f"final.preference_steps {self.preference_steps} of {self.grpo.steps} steps",
+                "use 0 to final.grpo.steps",
+            )
+        _check_shares("final.", self, "general")
+        _check_counts("final.", self, "over_steps", least=0)
+
 
 @dataclass(frozen=True)
 class StudentsConfig:
@@ -137,6 +202,18 @@ class StudentsConfig:
     """The on-policy arm, from the student's SFT."""
     on_policy_from: str = "sft"
     """Where the on-policy arm starts: "sft" or "base"."""
+
+    def validate(self) -> None:
+        """Raise UsageError for students of one name, and for settings that cannot work."""
+        names = [Path(model).name for model in self.models]
+        if twice := [name for name in names if names.count(name) > 1]:
+            what = f"students.models has two students named {twice[0]!r}, and a stage is named after its student"
+            raise UsageError(what, "rename a folder, or leave one out")
+        _check_part("students.pretrain", self.pretrain)
+        _check_part("students.rl", self.rl)
+        _check_part("students.on_policy", self.on_policy)
+        if self.on_policy_from not in ("sft", "base"):
+            raise UsageError(f"students.on_policy_from is {self.on_policy_from!r}", "use sft or base")
 
 
 @dataclass(frozen=True)
@@ -159,6 +236,13 @@ class TableConfig:
     """Validation problems behind each point of a training curve."""
     curve_every: int = 10
     """RL steps between those points."""
+
+    def validate(self) -> None:
+        """Raise UsageError for counts below 1 and dice that cannot be thrown."""
+        _check_counts("table.", self, "problems", "general", "max_tokens", "shown", "curve_problems", "curve_every")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            what = f"table.temperature {self.temperature} and top_p {self.top_p} draw nothing"
+            raise UsageError(what, "use a temperature of 0 or more and a top_p above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -220,22 +304,22 @@ class R1Config:
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
-        self.world.validate()
-        self.tasks.validate()
-        self.pretrain.validate()
-        for settings in (self.zero, self.reasoning, self.final.grpo, self.students.rl):
+        own: tuple[Settings, ...] = (self.world, self.tasks, self.cold_start, self.rejection, self.preferences)
+        for settings in (*own, self.final, self.students, self.table):
             settings.validate()
-        for sft in (self.cold_sft, self.sft):
-            sft.validate()
-        if self.save_every < 1:
-            raise UsageError(f"save_every is {self.save_every}", "use 1 or more")
-        if not 0 <= self.final.preference_steps <= self.final.grpo.steps:
+        for name in ("pretrain", "zero", "cold_sft", "reasoning", "sft", "helpful", "safety"):
+            _check_part(name, getattr(self, name))
+        if (self.helpful.kind, self.safety.kind) != ("pairwise", "pointwise"):
+            what = f"helpful is {self.helpful.kind} and safety {self.safety.kind}"
             raise UsageError(
-                f"final.preference_steps {self.final.preference_steps} of {self.final.grpo.steps} steps",
-                "use 0 to final.grpo.steps",
+                what, "pairs teach the helpful model, labelled replies the safety one: leave kind as it is"
             )
-        if self.students.on_policy_from not in ("sft", "base"):
-            raise UsageError(f"students.on_policy_from is {self.students.on_policy_from!r}", "use sft or base")
+        _check_counts("", self, "tokenizer_pages", "save_every")
+        _check_counts("", self, "ablation_steps", least=0)
+        if self.sampler and not self.sampler.startswith(URL):
+            raise UsageError(f"sampler {self.sampler!r} is no URL", "give one that begins with http:// or https://")
+        if self.sampler and not self.sampler_model:
+            raise UsageError(f"{self.sampler} serves models by name", "name one: --sampler_model NAME")
 
 
 WIDE = Knobs(

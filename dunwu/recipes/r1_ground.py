@@ -12,6 +12,7 @@ from dunwu.recipes import stages
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_tasks import reasoning_parts
+from dunwu.rollout.endpoint import is_url
 from dunwu.store import Artifact, resolve_model
 from dunwu.types import DunwuError
 
@@ -34,7 +35,8 @@ def check_inputs(config: R1Config) -> None:
     for task, _ in reasoning_parts(config.tasks, "chat", 1.0):
         for split in ("train", "valid", "test"):
             task.problem(split, 0, 0)
-    for folder in filter(None, (config.base, *given_students(config))):
+    judge = "" if is_url(config.preferences.judge) else config.preferences.judge
+    for folder in filter(None, (config.base, judge, *given_students(config))):
         encoder = load_tokenizer(resolve_model(folder))
         if len(encoder.stop_ids) < 2:
             raise DunwuError(f"the tokenizer of {folder} has no <|im_end|> token", "use a model with a chat format")
