@@ -131,7 +131,7 @@ class RejectionConfig:
 class PreferenceConfig:
     """Data of stage 6: pairs for the helpful reward model, labelled replies for the safety one (R1, B.3.4)."""
 
-    pairs: int = 5000
+    pairs: int = 12_000
     """Pairs the judge is shown; 66k in R1."""
     sampled: float = 0.4
     """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""
