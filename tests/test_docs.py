@@ -391,9 +391,9 @@ def _text(page: Path) -> str:
 
 
 def _shell_lines(page: Path) -> Iterator[str]:
-    """Commands of the page's shell blocks, without comments."""
+    """Commands of the page's shell blocks, without comments; one that goes on after a backslash is one."""
     for block in re.findall(r"^```sh\n(.*?)^```", _text(page), re.DOTALL | re.MULTILINE):
-        yield from filter(None, (line.partition(" #")[0].strip() for line in block.splitlines()))
+        yield from filter(None, (line.partition(" #")[0].strip() for line in block.replace("\\\n", " ").splitlines()))
     yield from re.findall(r"^\$ (.*)", _text(page), re.MULTILINE)
 
 
