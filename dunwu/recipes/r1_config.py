@@ -99,13 +99,13 @@ class ColdStartConfig:
 class RejectionConfig:
     """Data of stage 4: rejection sampling from Dev2, and general data (R1, B.3.3)."""
 
-    problems: int = 3000
+    problems: int = 4500
     """Training problems Dev2 is asked."""
     first: int = 1_000_000
     """Index of the first of them: far beyond what the RL stages ask."""
     samples: int = 4
     """Samples of each at temperature 1."""
-    per_problem: int = 2
+    per_problem: int = 3
     """Most samples kept of one problem."""
     ratio: float = 3.0
     """Reasoning : general; 600k : 200k in R1."""
@@ -115,7 +115,7 @@ class RejectionConfig:
     """Longest paragraph of a chain that is kept, in characters."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
-    clean: float = 0.5
+    clean: float = 0.6
     """Share of the general conversations answered as well as the world can; the rest is what collections are like."""
 
     def validate(self) -> None:
@@ -137,8 +137,9 @@ class PreferenceConfig:
     """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""
     safety: int = 2000
     """Labelled replies; 106k in R1."""
-    judging: JudgeConfig = field(default_factory=JudgeConfig)
-    """How the judge is asked: rounds in both orders, retries, the difference that keeps a pair."""
+    judging: JudgeConfig = field(default_factory=lambda: JudgeConfig(threshold=0.5))
+    """How the judge is asked: rounds in both orders, retries, the difference that keeps a pair (1 in R1; at 1 the pairs
+    of a full and a bare answer drop out here, and the model learns that bare is good)."""
     noise: float = 0.15
     """Standard deviation of the stand-in judge's error, on a scale where utility goes from 0 to 1."""
     position_bias: float = 0.1
