@@ -195,7 +195,7 @@ class StudentsConfig:
 
     models: tuple[str, ...] = ("0.5M", "tiny")
     """Size presets, or model folders; the first also takes the RL and the on-policy arms. None: no students."""
-    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(tokens=12_000_000, save_every=400))
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(tokens=8_000_000, save_every=400))
     """Their bases' training, on the same shards."""
     rl: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=40, lr=1e-4, max_tokens=192))
     """The RL arm, from the student's base in the R1-Zero frame."""
