@@ -19,6 +19,8 @@ from dunwu.log import Run, read_json
 from dunwu.recipes import r1
 from dunwu.recipes.r1_config import R1_PRESETS, R1Config
 from dunwu.store import Store
+from dunwu.train.checkpoint import NAME as CHECKPOINT
+from dunwu.train.checkpoint import load_checkpoint
 from dunwu.types import DunwuError, UsageError
 
 TESTS = Path(__file__).parents[1]
@@ -37,6 +39,9 @@ CONFIG: R1Config = kill_resume.short_r1_config()
 ROOT = ("tokenizer", "shards", "base")
 UNTOUCHED = {*ROOT, "r1-zero", "cold-start", "dev1", "dev2", "dev2-no-language", "student-tiny-base", "student-tiny-rl"}
 """Stages that do not descend from rejection sampling, their measurements apart."""
+TRAIN = ("base", "r1-zero", "dev1", "dev2", "rm-helpful", "rm-safety", "dev3", "r1")
+TRAIN += tuple(f"student-tiny-{arm}" for arm in ("base", "sft", "rl", "opd"))
+"""Stages that save checkpoints, one of each kind and each model's."""
 
 
 def tell(home: Path, config: R1Config, name: str = "run") -> Path:
@@ -114,28 +119,46 @@ def test_a_damaged_artifact_is_named_and_rebuilt_the_same(home: Path, capfd: pyt
 
 def test_killed_in_every_stage_it_ends_with_the_same_bytes(home: Path, tmp_path: Path) -> None:
     stages = sorted(statuses(home / "run"), key=lambda s: read_json(home / "run" / "stages" / f"{s}.json")["start"])
+    assert set(TRAIN) < set(stages)
     for stage in stages:
-        child = os.fork()
-        if child == 0:
-            _die_in(stage, tmp_path)
-        status = os.waitpid(child, 0)[1]
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, stage
+        key = read_json(home / "run" / "stages" / f"{stage}.json")["key"]
+        for half_way in (True, False) if stage in TRAIN else (False,):
+            child = os.fork()
+            if child == 0:
+                _die_in(stage, key, tmp_path, half_way)
+            status = os.waitpid(child, 0)[1]
+            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (stage, half_way)
+            if half_way:
+                (left,) = (tmp_path / "store").rglob(CHECKPOINT)
+                found = load_checkpoint(left.parent)
+                first = CONFIG.pretrain.save_every if stage.endswith("base") else CONFIG.save_every
+                assert found is not None and found[1]["step"] == first, stage
     tell(tmp_path, CONFIG)
     assert kill_resume.differences(home, tmp_path) == ([], [])
 
 
-def _die_in(stage: str, home: Path) -> None:
-    """Run on in this process until `stage` is about to commit, then die; it does not return."""
-    commit = Store.commit
+def _die_in(stage: str, key: str, home: Path, half_way: bool) -> None:
+    """Run on in this process until `stage` has saved its first checkpoint (half way), or is about to commit; then die.
+
+    It does not return.
+    """
+    commit, rename = Store.commit, os.replace
 
     def last_breath(self: Store, key: str, work: Path, meta: Any) -> Any:
         if meta["stage"] == stage:
             os.kill(os.getpid(), signal.SIGKILL)
         return commit(self, key, work, meta)
 
+    def last_save(source: Any, target: Any) -> None:
+        rename(source, target)
+        if Path(target).name == CHECKPOINT and key in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         Store.commit = last_breath  # type: ignore[method-assign]
+        if half_way:
+            os.replace = last_save  # type: ignore[assignment]
         tell(home, CONFIG)
     finally:
         os._exit(3)
@@ -156,6 +179,7 @@ def test_a_given_base_is_used_as_it_is(home: Path, tmp_path: Path) -> None:
     ("config", "said"),
     [
         (replace(CONFIG, base="nowhere"), "no such folder"),
+        (replace(CONFIG, preferences=replace(CONFIG.preferences, judge="nowhere")), "no such folder"),
         (replace(CONFIG, tasks=replace(CONFIG.tasks, chinese=2.0)), "tasks.chinese"),
         (replace(CONFIG, final=replace(CONFIG.final, preference_steps=99)), "preference_steps"),
         (replace(CONFIG, students=replace(CONFIG.students, on_policy_from="rl")), "on_policy_from"),
