@@ -39,7 +39,7 @@ CONFIG: R1Config = kill_resume.short_r1_config()
 ROOT = ("tokenizer", "shards", "base")
 UNTOUCHED = {*ROOT, "r1-zero", "cold-start", "dev1", "dev2", "dev2-no-language", "student-tiny-base", "student-tiny-rl"}
 """Stages that do not descend from rejection sampling, their measurements apart."""
-TRAIN = ("base", "r1-zero", "dev1", "dev2", "rm-helpful", "rm-safety", "dev3", "r1")
+TRAIN: tuple[str, ...] = ("base", "r1-zero", "dev1", "dev2", "rm-helpful", "rm-safety", "dev3", "r1")
 TRAIN += tuple(f"student-tiny-{arm}" for arm in ("base", "sft", "rl", "opd"))
 """Stages that save checkpoints, one of each kind and each model's."""
 
