@@ -131,9 +131,9 @@ class RejectionConfig:
 class PreferenceConfig:
     """Data of stage 6: pairs for the helpful reward model, labelled replies for the safety one (R1, B.3.4)."""
 
-    pairs: int = 12_000
+    pairs: int = 24_000
     """Pairs the judge is shown; 66k in R1."""
-    sampled: float = 0.4
+    sampled: float = 0.3
     """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""
     safety: int = 2000
     """Labelled replies; 106k in R1."""
