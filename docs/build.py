@@ -40,7 +40,6 @@ RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"<!-- begin: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
-    "output-r1": blocks_results.output("output-r1"),
     "r1-table": blocks_r1.stage_table,
     "r1-seeds": blocks_r1.seed_table,
     "r1-verdicts": blocks_r1.verdict_table,
