@@ -114,7 +114,7 @@ def test_finished_rows_leave_the_batch(model: Transformer, tokenizer: Tokenizer,
     for position, (rows, _) in enumerate(calls[1:], 1):
         alive = sum(length > position for length in lengths)
         assert alive <= rows <= math.ceil(alive / 0.85)
-    ends = {*stops, tokenizer.end_id}
+    ends = {*stops, *tokenizer.stop_ids}
     assert all((c.finish_reason == "stop") == (c.token_ids[-1] in ends) for c in drawn)
 
 

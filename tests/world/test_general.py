@@ -286,9 +286,9 @@ def test_chat_data_is_as_clean_as_asked() -> None:
     kinds = Counter(row.meta["kind"] for row in rows)
     assert 0.6 < kinds["best"] / 1500 < 0.75 and kinds["plain"] > 2 * kinds["wrong"] > 0
     assert set(kinds) <= set(KINDS_OF_REPLY)
-    assert {row.meta["kind"] for row in sft_examples(1, 300, clean=1.0)} == {"best", "comply"}
+    assert {row.meta["kind"] for row in sft_examples(1, 300, clean=1.0)} == {"best"}
     unsafe = [row.meta["kind"] == "comply" for row in sft_examples(0, 600, general=General(["safety"]))]
-    assert 0.1 < sum(unsafe) / 600 < 0.3  # 40% of the half that is unsafe
+    assert 0.05 < sum(unsafe) / 600 < 0.14  # 0.6 · 0.3 of the half that is unsafe
     assert all(row.messages[-1].reasoning_content is None for row in rows if row.meta["family"] == "greeting")
     held_out = {p.messages for p in drawn("test")}
     assert not held_out & {row.messages[:-1] for row in rows}
