@@ -117,9 +117,11 @@ def seed_table(results: Results, record: Mapping[str, Any]) -> str:
     for name in (name for name in STORY if name in over):
         own = [_number(seed["scores"].get(name, {}).get("reasoning")) for seed in seeds]
         rows.append([name if name != "base" else say("base", "基座"), *own, *(_cell(over[name].get(k)) for k, _, _ in means)])  # fmt: skip
+    one_base = "base_seed" in record["command"]
+    ground = say("all on one base", "同一个基座") if one_base else say("each with a base of its own", "各有自己的基座")
     note = say(
-        f"{len(seeds)} runs, each with a world and a base of its own; intervals are Student's t over the runs.",
-        f"{len(seeds)} 次运行，各有自己的世界和基座；区间是对运行算的 t 区间。",
+        f"{len(seeds)} runs, {ground}; intervals are Student's t over the runs.",
+        f"{len(seeds)} 次运行，{ground}；区间是对运行算的 t 区间。",
     )
     return f"{table(rows)}\n\n<sub>{note}</sub>"
 
