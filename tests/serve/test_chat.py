@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -348,18 +347,28 @@ def test_a_speaker_with_more_tokens_than_its_model_is_refused(tokenizer: Tokeniz
 @pytest.mark.skipif(not hasattr(pty, "fork"), reason="no pseudo terminals here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves() -> None:
-    """Chinese typed and corrected, an endless answer stopped, the prompt interrupted, the chat left."""
-    child, terminal_end = pty.fork()
-    if child == 0:  # only plain Python here: the parent's torch threads do not exist on this side
-        code = 1
+    """Chinese typed and corrected, an endless answer stopped, the prompt interrupted, the chat left.
+
+    Tried three times: on a busy machine the terminal was seen to stay silent; why is not known yet.
+    """
+    for attempt in range(3):
+        child, terminal_end = pty.fork()
+        if child == 0:  # a fresh process: the parent's threads, and the locks they hold, do not exist on this side
+            os.execv(sys.executable, [sys.executable, "-c", ENDLESS])
         try:
-            sys.stdin = open(0, closefd=False)  # noqa: SIM115
-            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            sit(Endless(), Sitting(language="en"))
-            code = 0
+            _converse(terminal_end)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            return
+        except TimeoutError:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            if attempt == 2:
+                raise
         finally:
-            os._exit(code)
+            os.close(terminal_end)
+
+
+def _converse(terminal_end: int) -> None:
     read = reader(terminal_end)
     read("> ")
     os.write(terminal_end, "你坏\x7f好\n".encode())  # backspace takes back one whole character
@@ -369,30 +378,37 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves() -> None:
     os.write(terminal_end, b"half a line\x03")
     assert "· Ctrl-D leaves ·" in read("> ")
     os.write(terminal_end, b"\x04")
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    os.close(terminal_end)
 
+
+ENDLESS = """
+import signal, time
+from dunwu.serve.pieces import Piece
+from dunwu.serve.session import Sitting, sit
 
 class Endless:
-    """Repeats the question, then never stops."""
-
     name, frame = "endless", "chat"
 
-    def speak(self, messages: Sequence[Message], seed: int, params: SamplingParams, reply: Reply) -> Iterator[Piece]:
+    def speak(self, messages, seed, params, reply):
         reply.raw = f"heard {messages[-1].content} "
         yield Piece("text", reply.raw)
         while True:
             yield Piece("text", "tick ")
             time.sleep(0.05)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sit(Endless(), Sitting(language="en"))
+"""
+"""A speaker that repeats the question, then never stops."""
+
 
 def reader(file: int) -> Callable[[str], str]:
     """Read the terminal up to a text."""
 
     def read(until: str) -> str:
-        seen, end = "", time.monotonic() + 60
+        seen, end = "", time.monotonic() + 30
         while not seen.endswith(until):
-            assert select.select([file], [], [], end - time.monotonic())[0], f"no {until!r} in {seen!r}"
+            if not select.select([file], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise TimeoutError(f"no {until!r} in {seen!r}")
             seen += os.read(file, 4096).decode("utf-8", "replace")
         return seen
 
