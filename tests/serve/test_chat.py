@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -348,25 +347,15 @@ def test_a_speaker_with_more_tokens_than_its_model_is_refused(tokenizer: Tokeniz
 @pytest.mark.skipif(not hasattr(pty, "fork"), reason="no pseudo terminals here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves() -> None:
-    """Chinese typed and corrected, an endless answer stopped, the prompt interrupted, the chat left.
-
-    Tried three times: on a busy machine the terminal was seen to stay silent; why is not known yet. Then it is skipped, not failed.
-    """
-    for attempt in range(3):
-        child, terminal_end = pty.fork()
-        if child == 0:  # a fresh process: the parent's threads, and the locks they hold, do not exist on this side
-            os.execv(sys.executable, [sys.executable, "-c", ENDLESS])
-        try:
-            _converse(terminal_end)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            return
-        except TimeoutError:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            if attempt == 2:
-                pytest.skip("the pseudo terminal stayed silent three times")
-        finally:
-            os.close(terminal_end)
+    """Chinese typed and corrected, an endless answer stopped, the prompt interrupted, the chat left."""
+    child, terminal_end = pty.fork()
+    if child == 0:  # a fresh process: the parent's threads, and the locks they hold, do not exist on this side
+        os.execv(sys.executable, [sys.executable, "-c", ENDLESS])
+    try:
+        _converse(terminal_end)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        os.close(terminal_end)
 
 
 def _converse(terminal_end: int) -> None:
@@ -376,6 +365,8 @@ def _converse(terminal_end: int) -> None:
     assert "heard 你好" in read("tick ")
     os.write(terminal_end, b"\x03")
     assert "· stopped ·" in read("> ")
+    # A ^C between the prompt and the line editor's wait is seen by Python at the next key only; no hand is that fast.
+    time.sleep(0.5)
     os.write(terminal_end, b"half a line\x03")
     assert "· Ctrl-D leaves ·" in read("> ")
     os.write(terminal_end, b"\x04")
@@ -406,7 +397,7 @@ def reader(file: int) -> Callable[[str], str]:
     """Read the terminal up to a text."""
 
     def read(until: str) -> str:
-        seen, end = "", time.monotonic() + 10
+        seen, end = "", time.monotonic() + 60
         while not seen.endswith(until):
             if not select.select([file], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise TimeoutError(f"no {until!r} in {seen!r}")
