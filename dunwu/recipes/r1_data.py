@@ -54,7 +54,7 @@ from dunwu.types import (
 from dunwu.world.general import safety_rows, scored_pairs, sft_examples
 
 CHAT, PAIRS, SAFETY, COUNTS = "chat.jsonl", "pairs.jsonl", "safety.jsonl", "counts.json"
-VERSION = "3"
+VERSION = "4"
 """Of the code of these stages and of the world's data they take; raise it when either makes other rows."""
 
 

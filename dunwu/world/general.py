@@ -21,6 +21,7 @@ KINDS_OF_REPLY = (
     "best",
     "plain",
     "wrong",
+    "bare_wrong",
     "wrong_language",
     "rude",
     "rambling",
@@ -108,7 +109,7 @@ class General:
         Example:
             >>> general = General(families=["greeting"])
             >>> general.kinds(general.draw("train", 0, 0))
-            ('best', 'plain', 'wrong', 'wrong_language', 'rude', 'rambling', 'refuse')
+            ('best', 'plain', 'wrong', 'bare_wrong', 'wrong_language', 'rude', 'rambling', 'refuse')
         """
         written = problem.data["replies"]
         return tuple(kind for kind in KINDS_OF_REPLY if kind in written or kind in ("rude", "rambling", "refuse"))

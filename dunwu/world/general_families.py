@@ -145,11 +145,16 @@ def _fact_replies(dice: Random, name: str, attribute: str, chinese: bool) -> dic
     wrong = other_value(dice, kind_of(attribute, name), value)
     return {
         "best": state(name, attribute, value, chinese),
-        "plain": spoken(attribute, name, value, chinese).removeprefix("a ").removeprefix("an "),
+        "plain": _bare(attribute, name, value, chinese),
         "wrong": state(name, attribute, wrong, chinese),
+        "bare_wrong": _bare(attribute, name, wrong, chinese),
         "wrong_language": state(name, attribute, value, not chinese),
         "thought": _thought("facts", chinese, shown(name, chinese)),
     }
+
+
+def _bare(attribute: str, name: str, value: str, chinese: bool) -> str:
+    return spoken(attribute, name, value, chinese).removeprefix("a ").removeprefix("an ")
 
 
 def shown(name: str, chinese: bool) -> str:
@@ -248,11 +253,12 @@ def instructions(dice: Random, split: str, chinese: bool) -> Item:
         if split_of_key(key) == split:
             break
     items = dice.sample(tuple(KINDS[kind]), 5)
-    best = list_reply(items[:count], kind, constraints, reply_chinese)
+    strangers = _strangers(dice, kind, count)
     replies = {
-        "best": best,
+        "best": list_reply(items[:count], kind, constraints, reply_chinese),
         "plain": list_reply(items[:count], kind, constraints, reply_chinese, bare=True),
-        "wrong": list_reply(_strangers(dice, kind, count), _STRANGE[kind], constraints, reply_chinese),
+        "wrong": list_reply(strangers, _STRANGE[kind], constraints, reply_chinese),
+        "bare_wrong": list_reply(strangers, _STRANGE[kind], constraints, reply_chinese, bare=True),
         "wrong_language": list_reply(
             items[:count], kind, {k: v for k, v in constraints.items() if k not in ("start", "end")}, not reply_chinese
         ),
@@ -299,7 +305,7 @@ def _one_word(dice: Random, split: str, chinese: bool) -> Item:
     bare = replies["plain"]
     replies |= {"best": bare[0].upper() + bare[1:] + stop, "ignores_constraint": replies["best"]}
     wrong = _other_bare(dice, item.data["checks"][0], chinese)
-    replies["wrong"] = wrong[0].upper() + wrong[1:] + stop
+    replies |= {"wrong": wrong[0].upper() + wrong[1:] + stop, "bare_wrong": wrong}
     text = item.messages[0].content + ("" if chinese else " ") + _ONE_WORD[chinese]
     return make("instructions", chinese, item.key, turns(text), item.data["checks"], replies, constraints={"words": 1})
 
@@ -380,8 +386,9 @@ def _recall(dice: Random, split: str, chinese: bool) -> Item:
     said = {v: _RECALLED[asked][v == "zh"].format(_told(asked, value, v == "zh")) for v in ("en", "zh")}
     replies = {
         "best": said["zh" if chinese else "en"],
-        "plain": _told(asked, value, chinese) if kind == "person" else word(kind, value, chinese),
+        "plain": word(kind, value, chinese),
         "wrong": _RECALLED[asked][chinese].format(_told(asked, other, chinese)),
+        "bare_wrong": word(kind, other, chinese),
         "wrong_language": said["en" if chinese else "zh"],
         "thought": _thought("dialogue", chinese),
     }
@@ -420,6 +427,7 @@ def _another(dice: Random, split: str, chinese: bool) -> Item:
         "best": f"还有{two}。" if chinese else f"Another one is {two}.",
         "plain": two,
         "wrong": f"还有{one}。" if chinese else f"Another one is {one}.",
+        "bare_wrong": one,
         "wrong_language": f"Another one is {second}." if chinese else f"还有{word(kind, second, True)}。",
         "thought": _thought("dialogue", chinese),
     }
@@ -477,28 +485,21 @@ def stories(dice: Random, split: str, chinese: bool) -> Item:
     told = story(who, place, thing, size, other, chinese)
     subject = {"summary": "", "where": shown(who, chinese)}.get(about, word("thing", thing, chinese))
     asked = dice.choice(_STORY_ASKED[about][chinese]).format(told, subject)
-    best = _story_answer(about, who, place, thing, size, other, chinese)
     elsewhere, otherwise = other_value(dice, "place", place), other_value(dice, "thing", thing)
-    swapped = {"who": third, "to": who, "summary": who, "where": who}[about]
-    plain = {
-        "summary": summary(who, thing, size, other, chinese)[:-1],
-        "who": shown(who, chinese),
-        "to": shown(other, chinese),
-        "where": word("place", place, chinese),
-    }
+    right = (who, place, thing, size, other)
+    wrong = (
+        third if about == "who" else who,
+        elsewhere,
+        otherwise if about == "summary" else thing,
+        size,
+        third if about != "who" else other,
+    )
     replies = {
-        "best": best,
-        "plain": plain[about],
-        "wrong": _story_answer(
-            about,
-            swapped,
-            elsewhere,
-            otherwise if about == "summary" else thing,
-            size,
-            third if about != "who" else other,
-            chinese,
-        ),
-        "wrong_language": _story_answer(about, who, place, thing, size, other, not chinese),
+        "best": _story_answer(about, *right, chinese),
+        "plain": _bare_story_answer(about, *right, chinese),
+        "wrong": _story_answer(about, *wrong, chinese),
+        "bare_wrong": _bare_story_answer(about, *wrong, chinese),
+        "wrong_language": _story_answer(about, *right, not chinese),
         "thought": _thought("stories", chinese),
     }
     checks = {
@@ -523,6 +524,13 @@ def _story_answer(about: str, who: str, place: str, thing: str, size: str, other
     if about == "to":
         return f"{b}得到了{c}。" if chinese else f"{b} got the {c}."
     return f"{a}去了{PLACES[place]}。" if chinese else f"{a} went to the {place}."
+
+
+def _bare_story_answer(about: str, who: str, place: str, thing: str, size: str, other: str, chinese: bool) -> str:
+    """The same without a sentence around it."""
+    if about == "summary":
+        return summary(who, thing, size, other, chinese)[:-1]
+    return word("place", place, chinese) if about == "where" else shown(who if about == "who" else other, chinese)
 
 
 # Identity
@@ -589,6 +597,7 @@ def identity(dice: Random, split: str, chinese: bool) -> Item:
         "best": best[chinese],
         "plain": plain[chinese],
         "wrong": _SELF_WRONG[about][chinese].format(shown(person.name, chinese), job),
+        "bare_wrong": ("是" if chinese else "yes") if about == "human" else shown(person.name, chinese),
         "wrong_language": best[not chinese],
         "thought": _thought("identity", chinese),
     }
@@ -653,6 +662,7 @@ def translation(dice: Random, split: str, chinese: bool) -> Item:
         "best": lead + target.rstrip(stop) + stop,
         "plain": target.rstrip(stop),
         "wrong": lead + missed.rstrip(stop) + stop,
+        "bare_wrong": missed.rstrip(stop),
         "wrong_language": ("中文：" if chinese else "In English: ") + source.rstrip("。.") + ("。" if chinese else "."),
         "thought": _thought("translation", chinese),
     }
@@ -763,6 +773,7 @@ def _unsafe(chinese: bool, verb: str, thing: str, asked: str, done: str) -> Item
         "best": best[chinese],
         "plain": "不行" if chinese else "no",
         "wrong": _COMPLY[chinese].format(done),
+        "bare_wrong": "好的" if chinese else "sure",
         "wrong_language": best[not chinese],
         "refuse": best[chinese],
         "comply": _COMPLY[chinese].format(done),
@@ -779,6 +790,7 @@ def _benign(dice: Random, chinese: bool, verb: str, thing: str, asked: str, done
         "best": f"要{done}，{how[1]}" if chinese else f"To {done}, {how[0]}",
         "plain": how[chinese][:-1],
         "wrong": f"要{done}，{wrong[1]}" if chinese else f"To {done}, {wrong[0]}",
+        "bare_wrong": wrong[chinese][:-1],
         "wrong_language": f"To {foreign}, {how[0]}" if chinese else f"要{foreign}，{how[1]}",
         "refuse": _SORRY[chinese],
         "thought": _thought("benign", chinese),
@@ -835,6 +847,7 @@ def greeting(dice: Random, split: str, chinese: bool) -> Item:
         "best": best[chinese],
         "plain": plain[chinese],
         "wrong": elsewhere[2][chinese],
+        "bare_wrong": elsewhere[3][chinese],
         "wrong_language": best[not chinese],
     }
     return make("greeting", chinese, f"greeting {text}", turns(text), [{"any": list(words)}], replies)

@@ -83,7 +83,7 @@ def test_known_quality_is_the_judges_order() -> None:
             assert worth.get("ignores_constraint", 0.85) == 0.85
             assert max(worth["rude"], worth["wrong_language"]) <= 0.51
             assert worth["rambling"] < 0.85
-            assert worth["wrong"] <= 0.25
+            assert worth["bare_wrong"] <= worth["wrong"] <= 0.25
             assert min(worth["rude"], worth["wrong_language"]) >= worth["wrong"] - 0.06
             if problem.data["risk"] == "unsafe":
                 assert worth["comply"] == worth["wrong"] == 0.0 and worth["refuse"] == 1.0
@@ -304,6 +304,18 @@ def test_pairs_have_different_worth_and_comparable_length() -> None:
     assert all(isinstance(a, Message) and a != b for _, a, b in made)
     long = [max(len(a.content), len(b.content)) > 2 * min(len(a.content), len(b.content)) + 10 for _, a, b in made]
     assert sum(long) < 20
+
+
+def test_form_does_not_give_correctness_away_in_the_pairs() -> None:
+    """Bare replies and sentences are right about as often: or a reward model would learn that bare is right."""
+    right: dict[float, list[float]] = {0.0: [], 1.0: []}
+    for problem, *replies in scored_pairs(0, 2000):
+        for reply in replies:
+            rewards = GENERAL.judge(problem, reply.content).rewards
+            right[rewards["sentence"]].append(rewards["correct"])
+    bare, sentence = (sum(found) / len(found) for found in right.values())
+    assert min(map(len, right.values())) > 400
+    assert abs(bare - sentence) < 0.15, (bare, sentence)
 
 
 def test_safety_rows_are_labelled_by_the_judge() -> None:
