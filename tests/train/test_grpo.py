@@ -106,7 +106,7 @@ def run(tokenizer: Tokenizer, config: GrpoConfig, task: Any = None, spread: floa
 
 
 def test_reward_rises_and_under_a_random_reward_it_does_not(tokenizer: Tokenizer) -> None:
-    config = GrpoConfig(steps=30, problems=8, group_size=8, max_tokens=2, warmup=0, lr=1e-2)
+    config = GrpoConfig(steps=40, problems=8, group_size=8, max_tokens=2, warmup=0, lr=1e-2)
     curves = {}
     for reward in ("rule", "random"):
         steps = run(tokenizer, replace(config, reward=reward), spread=0.05)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def test_reward_rises_and_under_a_random_reward_it_does_not(tokenizer: Tokenizer
     samples = 64
     for curve in curves.values():
         assert abs(curve[0] - chance) < 4 * math.sqrt(chance * (1 - chance) / samples)
-    assert sum(curves["rule"][-5:]) / 5 > 0.8
+    assert sum(curves["rule"][-5:]) / 5 > 0.9
     assert sum(curves["random"][-5:]) / 5 < 2 * chance
 
 
@@ -276,6 +276,7 @@ def test_sampled_ids_are_trained_and_the_stop_token_with_them(tokenizer: Tokeniz
     assert len(changed) > len(completions) / 2  # so re-encoding the text would train other ids
     stopped = [c for c in completions if c.finish_reason == "stop"]
     assert stopped and all(c.token_ids[-1] in tokenizer.stop_ids for c in stopped)
+    assert not any(stop in c.text for c in stopped for stop in ("<|endoftext|>", "<|im_end|>"))
     targets = [t for micro in micro_batches(rows, config, CPU) for t in micro.targets_N.tolist()]
     assert sum(targets.count(stop) for stop in tokenizer.stop_ids) == len(stopped)
     assert len(targets) == sum(len(c.token_ids) for c in completions)
