@@ -1,6 +1,6 @@
 """General requests with known truth: what they ask, how a reply is judged, and replies of known quality.
 
-Families (`general_families.py`): facts, instructions, dialogue, stories, identity, translation, safety, greeting, each in
+Families (`families/`): facts, instructions, dialogue, stories, identity, translation, safety, greeting, each in
 English and Chinese and all from one closed lexicon (`lexicon.py`). The judge (`general_judge.py`) needs `Problem.data`
 alone. Not covered: open questions whose answer is not in the lexicon, system prompts, tools.
 """
@@ -13,7 +13,8 @@ from typing import Any
 
 from dunwu.tasks.splits import check_draw
 from dunwu.types import ChatExample, Message, Problem, UsageError, Verdict, derive_seed
-from dunwu.world.general_families import FAMILIES, RUDE_OPENINGS, SHARES
+from dunwu.world.families import FAMILIES, SHARES
+from dunwu.world.families.manners import RUDE_OPENINGS, SORRY
 from dunwu.world.general_items import Item
 from dunwu.world.general_judge import judge
 
@@ -129,7 +130,7 @@ class General:
         elif kind == "rambling":
             text = _ramble(dice, replies["best"], chinese)
         elif kind == "refuse" and kind not in replies:
-            text = "对不起，我不能帮这个忙。" if chinese else "I am sorry, I cannot help with that."
+            text = SORRY[chinese]
         else:
             text = replies[kind]
         return Message("assistant", text, replies.get("thought") if thinking else None)

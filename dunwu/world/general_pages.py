@@ -12,18 +12,12 @@ from random import Random
 from typing import Any, NamedTuple
 
 from dunwu.tasks.frames import zero_prompt
-from dunwu.world.general_families import (
-    FAMILIES,
-    PERSONAL,
-    RUDE_OPENINGS,
-    draw_phrase,
-    fact,
-    listing,
-    phrase,
-    shown,
-    spoken,
-    state,
-)
+from dunwu.world.families import FAMILIES
+from dunwu.world.families.facts import PERSONAL, fact, spoken, state
+from dunwu.world.families.instructions import listing
+from dunwu.world.families.manners import RUDE_OPENINGS
+from dunwu.world.families.translation import draw_phrase, phrase
+from dunwu.world.families.wording import shown
 from dunwu.world.general_items import Item
 from dunwu.world.lexicon import BUILT, COLOURS, KINDS, LISTED, PEOPLE, article, counted
 

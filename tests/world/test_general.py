@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 
 from dunwu.tasks.frames import Framed
 from dunwu.types import Message, Problem, UsageError
+from dunwu.world.families import FAMILIES
 from dunwu.world.general import KINDS_OF_REPLY, General, pairs, safety_rows, scored_pairs, sft_examples
-from dunwu.world.general_families import FAMILIES
 from dunwu.world.general_items import split_of_key
 from dunwu.world.general_judge import fluency, judge
 from dunwu.world.lexicon import CITIES, KINDS, PEOPLE, PEOPLE_OF, mentions
@@ -362,8 +363,11 @@ def test_keys_fall_into_splits_by_their_shares() -> None:
 
 
 @pytest.mark.parametrize("page", ["world.md", "world.zh-CN.md"])
-def test_the_documented_example_prints_what_the_page_says(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_example_prints_what_the_page_says(
+    page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
     code, printed = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, flags=re.DOTALL)[0]
-    exec(compile(code, page, "exec"), {})  # noqa: S102 - the page is ours
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "example.py"))
     assert capsys.readouterr().out == printed

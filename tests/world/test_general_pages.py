@@ -9,8 +9,8 @@ from itertools import islice
 from random import Random
 
 from dunwu.tasks.formats import split_completion
+from dunwu.world.families import FAMILIES
 from dunwu.world.general import General
-from dunwu.world.general_families import FAMILIES
 from dunwu.world.general_pages import STYLE_SHARES, GeneralPage, general_page
 from dunwu.world.knobs import Knobs
 from dunwu.world.lexicon import CITIES, JOBS, PEOPLE, mentions
