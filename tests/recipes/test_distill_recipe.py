@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from dataclasses import asdict, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from tiny_runs import (
+    Killed,
+    bad_rows,
+    run_recipe,
+    save_folder,
+    say_tokenizer,
+    stage,
+    timeless_metrics,
+    tiny_model,
+    undocumented,
+    weights,
+)
 
 from dunwu.data.chat import read_chat
-from dunwu.data.tokenizer import Tokenizer, train_from_texts
+from dunwu.data.tokenizer import train_from_texts
 from dunwu.log import Run, read_metrics, read_rollouts
-from dunwu.model.config import model_preset
-from dunwu.model.hf import load_model, save_model
-from dunwu.model.transformer import Transformer
+from dunwu.model.hf import load_model
 from dunwu.recipes import distill as recipe
 from dunwu.recipes import get_recipe
 from dunwu.recipes.distill_config import DISTILL_PRESETS, DistillRunConfig
-from dunwu.store import Artifact, Store
+from dunwu.store import Store
 from dunwu.train.config import SftConfig
 from dunwu.train.distill_config import DistillConfig
 from dunwu.types import DunwuError, UsageError
@@ -44,31 +53,13 @@ SMALL = DistillRunConfig(
 )
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-undocumented = load(Path(__file__).parents[1] / "test_metrics_doc.py").undocumented
-
-
-def save(path: Path, tokenizer: Tokenizer, seed: int, spread: float) -> Path:
-    model = Transformer(replace(model_preset("tiny", tokenizer.vocab_size), initializer_range=spread))
-    model.init_weights(torch.Generator().manual_seed(seed))
-    save_model(model, path, tokenizer.end_id)
-    tokenizer.save(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(student, teacher); the teacher's replies end early, since its distribution is far from flat."""
-    tokenizer = train_from_texts([f"user assistant say {n} here is {n}" for n in range(9)], 330)
+    tokenizer = say_tokenizer()
     home = tmp_path_factory.mktemp("models")
-    return save(home / "student", tokenizer, 0, 0.02), save(home / "teacher", tokenizer, 1, 0.3)
+    student, teacher = tiny_model(tokenizer), tiny_model(tokenizer, seed=1, spread=0.3)
+    return save_folder(home / "student", student, tokenizer), save_folder(home / "teacher", teacher, tokenizer)
 
 
 @pytest.fixture
@@ -83,18 +74,7 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def distil(home: Path, config: DistillRunConfig, name: str = "run") -> Run:
-    run = Run.open(home / name, "distill", asdict(config), 0, Store(home / "store"))
-    with run:
-        get_recipe("distill").load()(run, config)
-    return run
-
-
-def stage(run: Run, name: str) -> Artifact:
-    record = json.loads((run.dir / "stages" / f"{name}.json").read_text("utf-8"))
-    found = run.store.find(record["key"])
-    assert found is not None
-    return found
+distil = partial(run_recipe, "distill")
 
 
 # ---- on the teacher's texts
@@ -127,7 +107,7 @@ def test_teacher_answers_are_learned_and_nothing_is_silently_left_out(
     assert all(row.meta["line"].startswith(f"{questions} line ") for row in rows)
     data = stage(run, "chat-data").meta["metrics"]
     assert data["rows"] == figures["kept"] + 2 == data["train"] + data["held_out"] + data["bad_rows"]
-    lines = [json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines()]
+    lines = bad_rows(run)
     named = [(Path(row["file"]).name, row["line"]) for row in lines if Path(row["file"]).parent == tmp_path]
     assert named == [("questions.jsonl", 2), ("questions.jsonl", 4), ("questions.jsonl", 6), ("chats.jsonl", 2)]
     too_long = [row for row in lines if "sft.context" in row["reason"]]  # answers the student has no room for
@@ -234,20 +214,15 @@ def test_a_killed_run_ends_with_the_same_weights_and_records(
     def fall(self: Run, name: str, step: int, metrics: dict[str, float]) -> None:
         log(self, name, step, metrics)
         if (name, step) == ("distill", after):
-            raise RuntimeError("killed")
+            raise Killed
 
     monkeypatch.setattr(Run, "log", fall)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(Killed):
         distil(tmp_path / "killed", config)
     monkeypatch.setattr(Run, "log", log)
     resumed = distil(tmp_path / "killed", config)
-    files = [stage(run, "distill").path / "model" / "model.safetensors" for run in (whole, resumed)]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    timed = ("time", "distill/seconds", "distill/rollout_tokens_per_second", "distill/update_tokens_per_second")
-    lines = [
-        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(r.dir)] for r in (whole, resumed)
-    ]
-    assert lines[0] == lines[1]
+    assert weights(whole, "distill") == weights(resumed, "distill")
+    assert timeless_metrics(whole) == timeless_metrics(resumed)
     assert stage(whole, "distill").meta["metrics"] == stage(resumed, "distill").meta["metrics"]
 
 
@@ -255,7 +230,8 @@ def test_a_killed_run_ends_with_the_same_weights_and_records(
 
 
 def test_models_with_other_tokens_are_refused(models: tuple[Path, Path], questions: Path, tmp_path: Path) -> None:
-    other = save(tmp_path / "other", train_from_texts(["quite another text, quite another"], 330), 0, 0.02)
+    tokenizer = train_from_texts(["quite another text, quite another"], 330)
+    other = save_folder(tmp_path / "other", tiny_model(tokenizer), tokenizer)
     config = replace(on_policy(models, prompts=(str(questions),)), teacher=str(other))
     with pytest.raises(DunwuError, match="student and teacher have other tokens"):
         distil(tmp_path, config)

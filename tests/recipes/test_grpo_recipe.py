@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_runs import Killed, run_recipe, save_folder, stage, timeless_metrics, tiny_model, weights
 
 from dunwu.cli import main
 from dunwu.data.tokenizer import train_from_texts
-from dunwu.log import Run, read_metrics, read_rollouts
-from dunwu.model.config import model_preset
-from dunwu.model.hf import load_model, save_model
-from dunwu.model.transformer import Transformer
+from dunwu.log import read_metrics, read_rollouts
+from dunwu.model.hf import load_model
 from dunwu.recipes import grpo, reinforce
 from dunwu.recipes.grpo_config import GrpoRunConfig
-from dunwu.store import Store
 from dunwu.train.config import GrpoConfig
 from dunwu.types import DunwuError, UsageError
 
@@ -48,10 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder, a task file and a reward file."""
     home = tmp_path_factory.mktemp("grpo")
     encoder = train_from_texts([str(n) for n in range(100)], 280)
-    model = Transformer(model_preset("tiny", encoder.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(0))
-    save_model(model, home / "model", encoder.end_id)
-    encoder.save(home / "model", model.config.max_position_embeddings)
+    save_folder(home / "model", tiny_model(encoder), encoder)
     (home / "bang.py").write_text(TASK)
     (home / "rewards.py").write_text(REWARD)
     return home
@@ -70,29 +64,22 @@ def config_of(folder: Path) -> GrpoRunConfig:
     )
 
 
-def tell(config: GrpoRunConfig, home: Path) -> bytes:
-    """Run the recipe; returns the final weights."""
-    with Run.open(home / "run", "grpo", config, 0, Store(home / "store")) as run:
-        grpo.run(run, config)
-    record = json.loads((home / "run" / "stages" / "grpo.json").read_text())
-    artifact = Store(home / "store").find(record["key"])
-    assert artifact is not None
-    load_model(artifact.path / "model")
-    return (artifact.path / "model" / "model.safetensors").read_bytes()
+tell = partial(run_recipe, "grpo")
 
 
 def test_rewards_are_logged_and_a_stopped_run_resumes_bit_for_bit(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(folder)
-    whole = tell(config, tmp_path / "whole")
-    assert whole != (folder / "model" / "model.safetensors").read_bytes()
-    lines = [line for line in read_metrics(tmp_path / "whole" / "run") if line["stage"] == "grpo"]
+    whole = tell(tmp_path, config, "whole")
+    load_model(stage(whole, "grpo").path / "model")
+    assert weights(whole, "grpo") != (folder / "model" / "model.safetensors").read_bytes()
+    lines = [line for line in read_metrics(whole.dir) if line["stage"] == "grpo"]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         assert line["grpo/reward"] == 0.5 * line["grpo/reward/tall"]
         assert line["grpo/verifier_errors"] == 0
-    curve = [line["step"] for line in read_metrics(tmp_path / "whole" / "run") if line["stage"] == "held-out"]
+    curve = [line["step"] for line in read_metrics(whole.dir) if line["stage"] == "held-out"]
     assert curve == [0, 2, 4]
 
     save, saved = reinforce.save_state, []
@@ -101,19 +88,15 @@ def test_rewards_are_logged_and_a_stopped_run_resumes_bit_for_bit(
         save(*given)  # type: ignore[arg-type]
         saved.append(1)
         if len(saved) == 2:
-            raise KeyboardInterrupt
+            raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(reinforce, "save_state", stop_after_two)
-        tell(config, tmp_path / "cut")
-    assert tell(config, tmp_path / "cut") == whole
-    timed = ("time", "seconds", "per_second")
-    kept = [
-        [{k: v for k, v in line.items() if not k.endswith(timed)} for line in read_metrics(tmp_path / home / "run")]
-        for home in ("whole", "cut")
-    ]
-    assert kept[0] == kept[1]
-    assert [*read_rollouts(tmp_path / "whole" / "run")] == [*read_rollouts(tmp_path / "cut" / "run")]
+        tell(tmp_path, config, "cut", store="other")
+    cut = tell(tmp_path, config, "cut", store="other")
+    assert weights(cut, "grpo") == weights(whole, "grpo")
+    assert timeless_metrics(whole) == timeless_metrics(cut)
+    assert [*read_rollouts(whole.dir)] == [*read_rollouts(cut.dir)]
 
 
 def test_a_change_of_the_task_file_is_another_stage(folder: Path, tmp_path: Path) -> None:
@@ -138,8 +121,8 @@ def test_what_cannot_work_is_said_before_anything_begins(folder: Path, tmp_path:
         )
     ):
         with pytest.raises((UsageError, DunwuError), match=said):
-            tell(wrong, tmp_path / str(number))
-        assert not list((tmp_path / str(number)).glob("run/stages/*"))
+            tell(tmp_path, wrong, str(number))
+        assert not list((tmp_path / str(number)).glob("stages/*"))
 
 
 def test_the_command_runs_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

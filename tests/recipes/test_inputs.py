@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
+from tiny_runs import run_recipe, save_folder, say_tokenizer, stage, tiny_model, weights
 
-from dunwu.data.tokenizer import train_from_texts
-from dunwu.log import Run, read_json
-from dunwu.model.config import model_preset
-from dunwu.model.hf import save_model
-from dunwu.model.transformer import Transformer
-from dunwu.recipes import get_recipe, grpo
+from dunwu.recipes import grpo
 from dunwu.recipes.distill_config import DistillRunConfig
 from dunwu.recipes.grpo_config import GrpoRunConfig
 from dunwu.recipes.rm_config import RmRunConfig
 from dunwu.recipes.sft_config import SftRunConfig
 from dunwu.recipes.stages import data_digest, file_digest, model_digest
-from dunwu.store import Store
 from dunwu.train.config import SftConfig
 from dunwu.train.distill_config import DistillConfig
 
@@ -33,13 +27,8 @@ INDEX = "model.safetensors.index.json"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model in one file."""
-    folder = tmp_path_factory.mktemp("models") / "whole"
-    encoder = train_from_texts([f"user assistant say {n} here is {n}" for n in range(9)], 330)
-    model = Transformer(model_preset("tiny", encoder.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(0))
-    save_model(model, folder, encoder.end_id)
-    encoder.save(folder)
-    return folder
+    encoder = say_tokenizer()
+    return save_folder(tmp_path_factory.mktemp("models") / "whole", tiny_model(encoder), encoder)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +44,6 @@ def sharded(whole: Path) -> Path:
     places = {name: file for file, part in parts.items() for name in part}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return folder
-
-
-def go(home: Path, recipe: str, config: Any) -> Path:
-    """Run a recipe; its last stage's artifact."""
-    store = Store(home / "store")
-    with Run.open(home / Path(config.model).name, recipe, asdict(config), 0, store) as run:
-        get_recipe(recipe).load()(run, config)
-    artifact = store.find(read_json(home / Path(config.model).name / "stages" / f"{recipe}.json")["key"])
-    assert artifact is not None
-    return artifact.path
 
 
 def test_every_file_of_a_model_folder_counts(sharded: Path, tmp_path: Path) -> None:
@@ -95,9 +74,9 @@ def test_a_model_in_several_files_learns_what_it_learns_in_one(
         config = RmRunConfig(rows=8, context=64, held_out=0.2, length_balance=False)
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = replace(config, data=(str(data),), device="cpu")
-    made = [go(tmp_path, recipe, replace(config, model=str(folder))) for folder in (whole, sharded)]
-    weights = [(path / "model" / "model.safetensors").read_bytes() for path in made]
-    assert made[0] != made[1] and weights[0] == weights[1] != (whole / "model.safetensors").read_bytes()
+    runs = [run_recipe(recipe, tmp_path, replace(config, model=str(f)), f.name) for f in (whole, sharded)]
+    assert stage(runs[0], recipe).path != stage(runs[1], recipe).path
+    assert weights(runs[0], recipe) == weights(runs[1], recipe) != (whole / "model.safetensors").read_bytes()
 
 
 def test_data_is_a_file_or_a_folder_of_files(tmp_path: Path) -> None:
@@ -128,9 +107,7 @@ def test_problems_in_a_folder_are_distilled_on_and_decide_the_stage(whole: Path,
     )
     keys = []
     for name in ("first", "second"):
-        with Run.open(tmp_path / name, "distill", asdict(config), 0, Store(tmp_path / "store")) as run:
-            get_recipe("distill").load()(run, config)
-        keys.append(read_json(tmp_path / name / "stages" / "distill.json")["key"])
+        keys.append(stage(run_recipe("distill", tmp_path, config, name), "distill").key)
         (problems / "train.jsonl").write_text("".join(lines[:50]))
     assert keys[0] != keys[1]
     own = GrpoRunConfig(model=str(whole), task="gsm8k", data=str(problems))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from tiny_runs import Killed, run_recipe, stage, status, timeless_metrics
 
 from dunwu.data.shards import TokenFolder
 from dunwu.data.tokenizer import load_tokenizer, train_from_texts
-from dunwu.log import Run, read_metrics
+from dunwu.log import read_metrics
 from dunwu.model.hf import load_model
-from dunwu.recipes import get_recipe, pretraining
+from dunwu.recipes import pretraining
 from dunwu.recipes.configs import PRETRAIN_PRESETS, PretrainRunConfig
-from dunwu.store import Artifact, Store
 from dunwu.train.config import PretrainConfig
 from dunwu.types import DunwuError, UsageError
 
@@ -46,18 +47,7 @@ def book(tmp_path: Path) -> Path:
     return path
 
 
-def train(folder: Path, config: PretrainRunConfig, name: str = "run", seed: int = 0) -> Run:
-    run = Run.open(folder / name, "pretrain", asdict(config), seed, Store(folder / "store"))
-    with run:
-        get_recipe("pretrain").load()(run, config)
-    return run
-
-
-def stage(run: Run, name: str) -> Artifact:
-    record = json.loads((run.dir / "stages" / f"{name}.json").read_text("utf-8"))
-    artifact = run.store.find(record["key"])
-    assert artifact is not None
-    return artifact
+train = partial(run_recipe, "pretrain")
 
 
 def test_a_text_becomes_a_model(tmp_path: Path, book: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,10 +98,6 @@ def test_jsonl_holds_out_its_last_documents(tmp_path: Path) -> None:
     assert {"pretrain/valid_loss/pages", "pretrain/valid_loss/notes"} <= last.keys()
 
 
-class Killed(BaseException):
-    """Ends a run where SIGKILL would."""
-
-
 @pytest.mark.parametrize("moment", [6, 30])
 def test_a_killed_run_resumes_to_the_same_bits(
     tmp_path: Path, book: Path, monkeypatch: pytest.MonkeyPatch, moment: int
@@ -138,11 +124,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert texts[0] == texts[1]
     figures = [{k: v for k, v in base.meta["metrics"].items() if k != "tokens_per_second"} for base in bases]
     assert figures[0] == figures[1]
-    timed = ("time", "pretrain/tokens_per_second")
-    metrics = [
-        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(r.dir)] for r in (whole, resumed)
-    ]
-    assert metrics[0] == metrics[1]
+    assert timeless_metrics(whole) == timeless_metrics(resumed)
 
 
 def test_the_same_text_is_not_worked_on_twice(tmp_path: Path, book: Path) -> None:
@@ -150,7 +132,7 @@ def test_the_same_text_is_not_worked_on_twice(tmp_path: Path, book: Path) -> Non
     first = train(tmp_path, config)
     again = train(tmp_path, config, "again")
     assert [stage(run, "base").key for run in (first, again)] == [stage(first, "base").key] * 2
-    assert json.loads((again.dir / "stages" / "base.json").read_text("utf-8"))["status"] == "reused"
+    assert status(again, "base") == "reused"
     book.write_text(book.read_text("utf-8") + "One line more.\n", encoding="utf-8")
     changed = train(tmp_path, config, "changed")
     assert stage(changed, "tokenizer").key != stage(first, "tokenizer").key

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny_runs import TESTS, load
 
 from dunwu.eval.report import write_report
 from dunwu.log import Run, read_json
 from dunwu.recipes import r1
-from dunwu.recipes.r1_config import R1_PRESETS, R1Config
+from dunwu.recipes.r1_config import R1Config
+from dunwu.recipes.r1_presets import R1_PRESETS
 from dunwu.store import Store
 from dunwu.train.checkpoint import NAME as CHECKPOINT
 from dunwu.train.checkpoint import load_checkpoint
 from dunwu.types import DunwuError, UsageError
 
-TESTS = Path(__file__).parents[1]
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kill_resume = load(TESTS / "kill_resume.py")
+kill_resume = load("kill_resume")
 CONFIG: R1Config = kill_resume.short_r1_config()
 ROOT = ("tokenizer", "shards", "base")
 UNTOUCHED = {*ROOT, "r1-zero", "cold-start", "dev1", "dev2", "dev2-no-language", "student-tiny-base", "student-tiny-rl"}

@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 
-from dunwu.recipes.r1_config import (
-    R1_PRESETS,
-    R1_STUDY_PRESETS,
-    R1Config,
-    R1StudyConfig,
-    RejectionConfig,
-    without_side_branches,
-)
+from dunwu.recipes.r1_config import R1Config, RejectionConfig
+from dunwu.recipes.r1_presets import R1_PRESETS, R1_STUDY_PRESETS, R1StudyConfig, without_side_branches
 from dunwu.types import UsageError
 
 

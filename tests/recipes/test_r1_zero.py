@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -14,10 +13,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny_runs import TESTS, load
 
 from dunwu.cli import main
 from dunwu.eval.report import write_report
@@ -30,18 +29,7 @@ from dunwu.train.config import GrpoConfig
 from dunwu.types import DunwuError, UsageError
 from dunwu.world.knobs import Knobs
 
-TESTS = Path(__file__).parents[1]
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kill_resume = load(TESTS / "kill_resume.py")
+kill_resume = load("kill_resume")
 CONFIG: R1ZeroConfig = kill_resume.short_config()
 STAGES: tuple[str, ...] = kill_resume.STAGES
 
@@ -120,7 +108,7 @@ def test_metrics_have_every_step_once(done: Home) -> None:
 
 
 def test_every_logged_key_is_documented_and_every_documented_one_logged(done: Home) -> None:
-    page = load(TESTS / "test_metrics_doc.py")
+    page = load("test_metrics_doc")
     assert page.undocumented(done.run / "metrics.jsonl") == set()
     logged = {key for line in read_metrics(done.run) for key in line}
     wanted = {

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
+from tiny_runs import Killed, bad_rows, run_recipe, save_folder, say_tokenizer, stage, status, tiny_model, undocumented
 
 from dunwu.data.chat import encode_conversation, read_chat
-from dunwu.data.tokenizer import train_from_texts
-from dunwu.log import Run
-from dunwu.model.config import model_preset
-from dunwu.model.hf import save_model
-from dunwu.model.transformer import Transformer
-from dunwu.recipes import get_recipe
 from dunwu.recipes import reject as recipe
 from dunwu.recipes.reject_config import RejectRunConfig
 from dunwu.rollout.endpoint import Answer
 from dunwu.rollout.selection import SelectionRules
 from dunwu.rollout.verdicts import read_sections
-from dunwu.store import Artifact, Store
 from dunwu.train.config import SftConfig
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.sft import sft
@@ -49,32 +41,17 @@ def score(problem, completion):
 MIXED = SelectionRules(per_prompt=2)
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-undocumented = load(Path(__file__).parents[1] / "test_metrics_doc.py").undocumented
-
-
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that says what it is asked to say, mostly."""
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = train_from_texts([f"user assistant say {n} here is {n}" for n in range(9)], 330)
-    model = Transformer(model_preset("tiny", tokenizer.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(0))
+    tokenizer = say_tokenizer()
+    model = tiny_model(tokenizer)
     talks = [[Message("user", f"say {n % 7}"), Message("assistant", f"here is {n % 7}")] for n in range(140)]
     config = SftConfig(epochs=4, context=64, batch_tokens=300, warmup=2, lr=1e-2)
     encoded = [encode_conversation(tokenizer, talk) for talk in talks]
     for _ in sft(model, MasterAdamW(model, config.betas), encoded, config, seed=0):
         pass
-    save_model(model, path, tokenizer.end_id)
-    tokenizer.save(path)
-    return path
+    return save_folder(tmp_path_factory.mktemp("model"), model, tokenizer)
 
 
 @pytest.fixture
@@ -86,22 +63,7 @@ def config(taught: Path, tmp_path: Path) -> RejectRunConfig:
     )
 
 
-def go(home: Path, config: RejectRunConfig, name: str = "run", store: str = "store") -> Run:
-    run = Run.open(home / name, "reject", asdict(config), 0, Store(home / store))
-    with run:
-        get_recipe("reject").load()(run, config)
-    return run
-
-
-def stage(run: Run, name: str) -> Artifact:
-    record = json.loads((run.dir / "stages" / f"{name}.json").read_text("utf-8"))
-    artifact = run.store.find(record["key"])
-    assert artifact is not None
-    return artifact
-
-
-def status(run: Run, name: str) -> str:
-    return str(json.loads((run.dir / "stages" / f"{name}.json").read_text("utf-8"))["status"])
+go = partial(run_recipe, "reject")
 
 
 def test_right_samples_of_a_local_model_become_chat_data(tmp_path: Path, config: RejectRunConfig) -> None:
@@ -137,7 +99,7 @@ def test_other_rules_use_the_same_samples(tmp_path: Path, config: RejectRunConfi
 def test_a_killed_run_ends_the_same(
     tmp_path: Path, config: RejectRunConfig, torn: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = go(tmp_path, config, "whole", "store-a")
+    whole = go(tmp_path, config, "whole", store="store-a")
     chunks = recipe._chunk
     calls = 0
 
@@ -145,17 +107,17 @@ def test_a_killed_run_ends_the_same(
         nonlocal calls
         calls += 1
         if calls == 3:
-            raise KeyboardInterrupt
+            raise Killed
         return chunks(*arguments)
 
     monkeypatch.setattr(recipe, "_chunk", die)
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, config, "killed", "store-b")
+    with pytest.raises(Killed):
+        go(tmp_path, config, "killed", store="store-b")
     (saved,) = (tmp_path / "store-b").rglob("samples.jsonl")
     assert len(saved.read_bytes().splitlines()) == 4
     if torn:  # one line of the next chunk and a part of another had reached the disk
         saved.write_bytes(saved.read_bytes() + saved.read_bytes().splitlines(keepends=True)[0] + torn)
-    resumed = go(tmp_path, config, "killed", "store-b")
+    resumed = go(tmp_path, config, "killed", store="store-b")
     assert calls == 3 + 2  # chunks 3 and 4
     for name, file in (("samples", "samples.jsonl"), ("reject", "chat.jsonl"), ("reject", "counts.json")):
         assert (stage(resumed, name).path / file).read_bytes() == (stage(whole, name).path / file).read_bytes()
@@ -241,7 +203,7 @@ def test_a_judge_decides_where_no_rule_can(
     # A reply that is the same as another is judged once: Ann, Bob and 你好！, and 7 with its two more attempts.
     assert server.asked == {"r1": 12, "judge": 3 + 3}
     told = capsys.readouterr().err
-    bad = [json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines()]
+    bad = bad_rows(run)
     assert [row["line"] for row in bad] == [3, 4, 5, 6, 7, 9, 10, 11, 12]
     for row in bad:
         assert f"{data} line {row['line']}: {row['reason']}" in told
@@ -281,7 +243,7 @@ def test_countdown_rows_go_through_a_frame(tmp_path: Path, monkeypatch: pytest.M
     assert "asked" not in kept[0].meta and kept[0].meta["task"] == "countdown"
     counts = stage(run, "reject").meta["metrics"]
     assert (counts["samples"], counts["dropped/duplicate"], counts["dropped/wrong"]) == (6, 2, 2)
-    bad = [json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines()]
+    bad = bad_rows(run)
     assert [row["line"] for row in bad] == [2, 4]
 
 
@@ -314,7 +276,7 @@ def test_a_prompt_too_long_for_the_model_is_a_bad_row(tmp_path: Path, config: Re
     data = tmp_path / "rows.jsonl"
     data.write_text('{"n": 1}\n{"n": "' + "7" * 3000 + '"}\n', "utf-8")
     run = go(tmp_path, replace(config, data=str(data)))
-    (bad,) = (json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines())
+    (bad,) = bad_rows(run)
     assert bad["line"] == 2 and "exceed the model's" in bad["reason"]
 
 

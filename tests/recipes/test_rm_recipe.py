@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
+from tiny_runs import Killed, bad_rows, run_recipe, save_folder, stage, timeless_metrics, tiny_model, undocumented
 
 from dunwu.cli import main
 from dunwu.data.tokenizer import train_from_texts
 from dunwu.log import Run, read_metrics
-from dunwu.model.config import model_preset
-from dunwu.model.hf import save_model
-from dunwu.model.transformer import Transformer
-from dunwu.recipes import get_recipe, rm
+from dunwu.recipes import rm
 from dunwu.recipes.rm_config import RM_PRESETS, RmRunConfig
-from dunwu.store import Artifact, Store
-from dunwu.train.rm import Scorer, load_reward_model
+from dunwu.store import Artifact
+from dunwu.train.reward_model import Scorer, load_reward_model
 from dunwu.types import DunwuError, Message, UsageError
 
 THINGS = ("hat", "dog", "book", "river", "cup", "tree")
@@ -32,28 +28,12 @@ SMALL = RmRunConfig(
 )  # fmt: skip
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-undocumented = load(Path(__file__).parents[1] / "test_metrics_doc.py").undocumented
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as a user has one."""
-    folder = tmp_path_factory.mktemp("模型")
     texts = [f"Tell me of {a} and {b}. Gladly, of {b}. Go away, no {a}." for a in THINGS for b in THINGS]
     encoder = train_from_texts(texts, 300)
-    model = Transformer(model_preset("tiny", encoder.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(0))
-    save_model(model, folder, encoder.end_id)
-    encoder.save(folder)
-    return folder
+    return save_folder(tmp_path_factory.mktemp("模型"), tiny_model(encoder), encoder)
 
 
 def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -87,18 +67,11 @@ def write(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def train(folder: Path, config: RmRunConfig, name: str = "run") -> Run:
-    run = Run.open(folder / name, "rm", asdict(config), 0, Store(folder / "store"))
-    with run:
-        get_recipe("rm").load()(run, config)
-    return run
+train = partial(run_recipe, "rm")
 
 
 def made(run: Run) -> Artifact:
-    record = json.loads((run.dir / "stages" / "rm.json").read_text("utf-8"))
-    artifact = run.store.find(record["key"])
-    assert artifact is not None
-    return artifact
+    return stage(run, "rm")
 
 
 def test_pairs_become_a_reward_model(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,8 +96,7 @@ def test_pairs_become_a_reward_model(tmp_path: Path, start: Path, capsys: pytest
         ("not JSON", "rejected", "tokens, the context is 64", "same text", "truth"), shown, strict=True
     ):
         assert text in line
-    recorded = [json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines()]
-    assert [(row["file"], row["line"]) for row in recorded] == [(data, n) for n in range(6, 11)]
+    assert [(row["file"], row["line"]) for row in bad_rows(run)] == [(data, n) for n in range(6, 11)]
 
     logged = list(read_metrics(run.dir))
     assert [line["step"] for line in logged] == list(range(1, figures["updates"] + 1))
@@ -157,10 +129,6 @@ def test_labels_become_a_safety_model_that_reads_thoughts(tmp_path: Path, start:
     assert made(blind).meta["metrics"]["accuracy"] < 0.75  # the summaries are all alike
 
 
-class Killed(BaseException):
-    """Ends a run where SIGKILL would."""
-
-
 @pytest.mark.parametrize("moment", [7, 19])
 def test_a_killed_run_resumes_to_the_same_bits(
     tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch, moment: int
@@ -186,10 +154,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     files = ("model/model.safetensors", "model/reward_model.json", "calibration.json", "bad_rows.jsonl")
     for file in files:
         assert (made(whole).path / file).read_bytes() == (made(resumed).path / file).read_bytes(), file
-    metrics = [
-        [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(run.dir)] for run in (whole, resumed)
-    ]
-    assert metrics[0] == metrics[1]
+    assert timeless_metrics(whole) == timeless_metrics(resumed)
 
 
 def test_the_same_data_is_not_learned_twice(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:

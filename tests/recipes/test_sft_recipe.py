@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from tiny_runs import (
+    Killed,
+    bad_rows,
+    run_recipe,
+    save_folder,
+    say_tokenizer,
+    stage,
+    timeless_metrics,
+    tiny_model,
+    undocumented,
+    weights,
+)
 
 from dunwu.data.chat import read_chat
 from dunwu.data.tokenizer import load_tokenizer, train_from_texts
-from dunwu.log import Run, read_metrics
+from dunwu.log import read_metrics
 from dunwu.model.config import model_preset
 from dunwu.model.hf import load_model, save_model
 from dunwu.model.transformer import Transformer
-from dunwu.recipes import get_recipe
 from dunwu.recipes import sft as recipe
 from dunwu.recipes.sft import split
 from dunwu.recipes.sft_config import SFT_PRESETS, SftRunConfig
 from dunwu.rollout.engine import Engine
-from dunwu.store import Artifact, Store
 from dunwu.train.config import SftConfig
 from dunwu.types import ChatExample, DunwuError, Message, SamplingParams, UsageError
 
@@ -38,17 +47,6 @@ SMALL = SftRunConfig(
 )
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-undocumented = load(Path(__file__).parents[1] / "test_metrics_doc.py").undocumented
-
-
 def question(n: int) -> dict[str, Any]:
     asked = {"role": "user", "content": f"say {n % 7}"}
     return {"messages": [asked, {"role": "assistant", "content": f"here is {n % 7}", "reasoning_content": f"{n}"}]}
@@ -57,13 +55,8 @@ def question(n: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that knows nothing."""
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = train_from_texts([f"user assistant say {n} here is {n}" for n in range(9)], 330)
-    model = Transformer(model_preset("tiny", tokenizer.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(0))
-    save_model(model, path, tokenizer.end_id)
-    tokenizer.save(path)
-    return path
+    tokenizer = say_tokenizer()
+    return save_folder(tmp_path_factory.mktemp("model"), tiny_model(tokenizer), tokenizer)
 
 
 @pytest.fixture
@@ -79,18 +72,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def train(home: Path, config: SftRunConfig, name: str = "run") -> Run:
-    run = Run.open(home / name, "sft", asdict(config), 0, Store(home / "store"))
-    with run:
-        get_recipe("sft").load()(run, config)
-    return run
-
-
-def stage(run: Run, name: str) -> Artifact:
-    record = json.loads((run.dir / "stages" / f"{name}.json").read_text("utf-8"))
-    artifact = run.store.find(record["key"])
-    assert artifact is not None
-    return artifact
+train = partial(run_recipe, "sft")
 
 
 def test_conversations_become_a_model(
@@ -101,8 +83,7 @@ def test_conversations_become_a_model(
     shown = capsys.readouterr()
     told = [f"{data} line 4: 'messages' is empty", f"{data} line 6: 161 tokens, more than sft.context 64"]
     assert [line for line in shown.err.splitlines() if " line " in line] == told
-    kept = [json.loads(line) for line in (run.dir / "bad_rows.jsonl").read_text("utf-8").splitlines()]
-    assert [f"{row['file']} line {row['line']}: {row['reason']}" for row in kept] == told
+    assert [f"{row['file']} line {row['line']}: {row['reason']}" for row in bad_rows(run)] == told
     counts = stage(run, "chat-data").meta["metrics"]
     assert counts == {"rows": 42, "bad_rows": 2, "train": 32, "held_out": 8}
     assert len(read_chat(stage(run, "chat-data").path / "train.jsonl")[0]) == 32
@@ -138,10 +119,6 @@ def test_a_second_run_reuses_and_tells_again(
     assert stage(other, "sft").key != stage(first, "sft").key
 
 
-class Killed(BaseException):
-    """Ends a run where SIGKILL would."""
-
-
 @pytest.mark.parametrize("moment", [2, 5, "last"])
 def test_a_killed_run_resumes_to_the_same_bits(
     tmp_path: Path, folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, moment: int | str
@@ -163,15 +140,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
         train(tmp_path / "killed", config)
     monkeypatch.setattr(recipe, "sft", real)
     resumed = train(tmp_path / "killed", config)
-    weights = [(stage(run, "sft").path / "model" / "model.safetensors").read_bytes() for run in (whole, resumed)]
-    assert weights[0] == weights[1]
+    assert weights(whole, "sft") == weights(resumed, "sft")
     assert stage(whole, "sft").meta["metrics"] == stage(resumed, "sft").meta["metrics"]
-    timed = ("time", "sft/tokens_per_second")
-    lines = [
-        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run.dir)]
-        for run in (whole, resumed)
-    ]
-    assert lines[0] == lines[1]
+    assert timeless_metrics(whole) == timeless_metrics(resumed)
 
 
 def test_transformers_talks_with_the_result(tmp_path: Path, folder: Path, data: Path) -> None:
@@ -211,8 +182,7 @@ def test_models_that_do_not_fit(tmp_path: Path, folder: Path, data: Path) -> Non
     config = replace(SMALL, data=(str(data),))
     plain = tmp_path / "plain"
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    save_model(model, plain, tokenizer.end_id)
-    tokenizer.save(plain)
+    save_folder(plain, model, tokenizer)
     record = json.loads((plain / "tokenizer.json").read_text("utf-8"))
     record["added_tokens"] = [t for t in record["added_tokens"] if not t["content"].startswith("<|im_")]
     (plain / "tokenizer.json").write_text(json.dumps(record), "utf-8")

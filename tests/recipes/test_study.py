@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import load
 
 from dunwu.log import Run, read_json
 from dunwu.recipes import r1_zero_study
@@ -20,12 +20,7 @@ from dunwu.world.knobs import Hands, Knobs
 
 
 def short_config() -> R1ZeroConfig:
-    path = Path(__file__).parents[1] / "kill_resume.py"
-    spec = importlib.util.spec_from_file_location("kill_resume", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config: R1ZeroConfig = module.short_config()
+    config: R1ZeroConfig = load("kill_resume").short_config()
     return replace(config, grpo=replace(config.grpo, steps=2, reward="rule"))
 
 
