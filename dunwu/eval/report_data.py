@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dunwu.eval.emergence import aggregate
-from dunwu.eval.report_parts import clip
-from dunwu.eval.report_r1_data import ZERO_STAGE, collect_r1, is_r1
+from dunwu.eval.report_parts import clip, ends, is_interval
+from dunwu.eval.report_r1_data import ZERO_STAGE, collect_r1, is_r1, mixed
 from dunwu.log import read_json, read_metrics, read_rollouts
 from dunwu.types import DunwuError
 
@@ -111,7 +111,7 @@ def headline(data: Mapping[str, Any]) -> dict[str, Any]:
     From the evidence's first and last checkpoint; before there is evidence, from the held-out curve, whose
     points have no interval. Empty without either.
     """
-    checkpoints = [c for c in data["evidence"].get("checkpoints") or [] if _is_interval(c.get("pass@1"))]
+    checkpoints = [c for c in data["evidence"].get("checkpoints") or [] if is_interval(c.get("pass@1"))]
     if len(checkpoints) >= 2:
         base, result = checkpoints[0], checkpoints[-1]
         source = data["evidence"].get("measure") or f"{base['pass@1'].get('n', '?')} held-out problems"
@@ -155,13 +155,14 @@ def verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _raised(rise: Mapping[str, Any]) -> bool | None:
     """Does the interval of the difference exclude 0, or do the two intervals not overlap? None if neither."""
-    difference, base, result = rise["difference"] or {}, rise["base"], rise["result"]
-    low, high = difference.get("low"), difference.get("high")
-    if low is None or high is None:
-        edges = [figure.get(end) for figure in (base, result) for end in ("low", "high")]
-        if None in edges:
+    difference, base, result = rise["difference"], rise["base"], rise["result"]
+    known = ends(difference)
+    if known is None:
+        before, after = ends(base), ends(result)
+        if before is None or after is None:
             return None
-        low, high = result["low"] - base["high"], result["high"] - base["low"]
+        known = after[0] - before[1], after[1] - before[0]
+    low, high = known
     return True if low > 0 else False if high < 0 else None
 
 
@@ -181,15 +182,10 @@ def _behaviour_verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _figure(interval: Any) -> str:
-    if not _is_interval(interval):
+    if not is_interval(interval):
         return "?"
-    low, high = interval.get("low"), interval.get("high")
-    ends_text = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-    return f"{interval['value']:.3f}{ends_text}"
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("value"), (int, float))
+    known = ends(interval)
+    return f"{interval['value']:.3f}" + (f" [{known[0]:.3f}, {known[1]:.3f}]" if known else "")
 
 
 def _stages(run_dir: Path) -> list[dict[str, Any]]:
@@ -257,6 +253,5 @@ def _shown_groups(run_dir: Path) -> list[dict[str, Any]]:
     for step, groups in _by_step(run_dir):
         if step in wanted:
             kept = list(groups)
-            mixed = (group for group in kept if len({r["reward"] for r in group["rollouts"]}) > 1)
-            chosen.append(clip(next(mixed, kept[0])))
+            chosen.append(clip(next(filter(mixed, kept), kept[0])))
     return chosen

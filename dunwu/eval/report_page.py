@@ -18,9 +18,10 @@ from dunwu.eval.report_curves import (
 )
 from dunwu.eval.report_data import OFFLINE, headline
 from dunwu.eval.report_parts import (
-    duration,
     exact,
+    flat,
     heading,
+    hero_figure,
     interval,
     interval_bar,
     mark,
@@ -29,6 +30,7 @@ from dunwu.eval.report_parts import (
     number,
     right_or_wrong,
     safe,
+    spent,
     stage_figure,
     table,
 )
@@ -127,15 +129,7 @@ def _sentence(rise: Mapping[str, Any]) -> str:
 
 def _hero(rise: Mapping[str, Any]) -> str:
     def block(name: str, chinese: str, value: Mapping[str, Any], kind: str, sign: str = "") -> str:
-        low, high = value.get("low"), value.get("high")
-        ends = (
-            f"95%: {low * 100:{sign}.1f} to {high * 100:{sign}.1f}"
-            if low is not None and high is not None
-            else "no interval"
-        )
-        shown = f"{value['value'] * 100:{sign}.1f}<small>{' pts' if sign else ' %'}</small>"
-        what = f'{name} · <span lang="zh">{chinese}</span>'
-        return f'<div><div class="what">{what}</div><div class="figure {kind}">{shown}</div><div class="range">{ends}</div></div>'
+        return hero_figure(f'{name} · <span lang="zh">{chinese}</span>', value, kind, sign)
 
     blocks = [
         block("base", "基座", rise["base"], ""),
@@ -295,17 +289,9 @@ def _settings(data: Mapping[str, Any]) -> str:
     blocks = [("run", plain), *nested] if plain else nested
     sections = []
     for name, values in blocks:
-        rows = [[safe(key), f"<code>{exact(value)}</code>"] for key, value in _flat(values)]
+        rows = [[safe(key), f"<code>{exact(value)}</code>"] for key, value in flat(values)]
         sections.append(f"<section><h3>{safe(name)}</h3>{table([], rows)}</section>")
     return heading("Configuration", "配置") + f'<div class="columns">{"".join(sections)}</div>'
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _lineage(data: Mapping[str, Any]) -> str:
@@ -314,10 +300,8 @@ def _lineage(data: Mapping[str, Any]) -> str:
     rows = []
     for stage in data["stages"]:
         inputs = ", ".join(safe(names.get(key, key)) for key in stage["inputs"]) or "–"
-        seconds = stage.get("seconds")
-        spent = duration(seconds) if isinstance(seconds, (int, float)) else "–"
         key = f"<code>{safe(stage.get('key', '–'))}</code>"
-        rows.append([safe(stage["stage"]), safe(stage.get("status", "–")), spent, inputs, key])
+        rows.append([safe(stage["stage"]), safe(stage.get("status", "–")), spent(stage), inputs, key])
     parts = [heading("Lineage and machine", "来历与机器")]
     if rows:
         parts.append(table(["stage", "status", "time", "made from", "artifact"], rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -104,36 +104,79 @@ def exact(value: object) -> str:
     return safe(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False))
 
 
+def is_interval(value: Any) -> bool:
+    """Whether this is an interval as `Interval.as_json` gives it."""
+    return isinstance(value, Mapping) and isinstance(value.get("value"), (int, float))
+
+
+def ends(value: Any) -> tuple[float, float] | None:
+    """Lower and upper end of an interval; None if it is none, or an end is unknown.
+
+    Example:
+        >>> ends({"value": 0.5, "low": 0.4, "high": 0.6}), ends({"value": 0.5, "low": None, "high": 0.6}), ends(0.5)
+        ((0.4, 0.6), None, None)
+    """
+    low, high = (value.get("low"), value.get("high")) if isinstance(value, Mapping) else (None, None)
+    return None if low is None or high is None else (low, high)
+
+
 def interval(value: Any) -> str:
     """`0.713 [0.690, 0.735]` as HTML; – if it is none."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f"{value:.3f}"
-    if not isinstance(value, Mapping) or not isinstance(value.get("value"), (int, float)):
+    if not is_interval(value):
         return "–"
-    low, high = value.get("low"), value.get("high")
-    if low is None or high is None:
-        return f"{value['value']:.3f}"
-    return f"{value['value']:.3f} <small>[{low:.3f}, {high:.3f}]</small>"
+    known = ends(value)
+    return f"{value['value']:.3f}" + (f" <small>[{known[0]:.3f}, {known[1]:.3f}]</small>" if known else "")
 
 
 def interval_bar(value: Any, width: int = 110) -> str:
     """A share in [0, 1] as a dot on its interval."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("value"), (int, float)):
+    if not is_interval(value):
         return ""
-    low, high = value.get("low"), value.get("high")
     inner = width - 10
 
     def x(share: float) -> float:
         return 5 + inner * min(1.0, max(0.0, share))
 
     whisker = ""
-    if low is not None and high is not None:
-        whisker = f'<line x1="{x(low):.1f}" y1="8" x2="{x(high):.1f}" y2="8" style="stroke:var(--s1);stroke-width:3;opacity:.45"/>'
+    if known := ends(value):
+        whisker = f'<line x1="{x(known[0]):.1f}" y1="8" x2="{x(known[1]):.1f}" y2="8" style="stroke:var(--s1);stroke-width:3;opacity:.45"/>'
     return (
         f'<svg width="{width}" height="16" aria-hidden="true">'
         f'<line x1="5" y1="8" x2="{width - 5}" y2="8" style="stroke:var(--line)"/>{whisker}'
         f'<circle cx="{x(value["value"]):.1f}" cy="8" r="4" style="fill:var(--s1)"/></svg>'
     )
+
+
+def hero_figure(name: str, value: Mapping[str, Any], kind: str = "", sign: str = "") -> str:
+    """A share in large figures with its interval below, in percent, or with a sign in points; `name` is HTML already."""
+    known = ends(value)
+    below = f"95%: {100 * known[0]:{sign}.1f} to {100 * known[1]:{sign}.1f}" if known else "no interval"
+    shown = f"{100 * value['value']:{sign}.1f}<small>{' pts' if sign else ' %'}</small>"
+    return (
+        f'<div><div class="what">{name}</div><div class="figure{kind and " "}{kind}">{shown}</div>'
+        f'<div class="range">{below}</div></div>'
+    )
+
+
+def folded(summary: str, body: str) -> str:
+    """What unfolds with a click; both are HTML already."""
+    return f"<details><summary>{summary}</summary>{body}</details>"
+
+
+def flat(values: Mapping[str, Any], joint: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings under their joined names.
+
+    Example:
+        >>> list(flat({"a": 1, "b": {"c": 2}}))
+        [('a', 1), ('b.c', 2)]
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, joint, f"{prefix}{key}{joint}")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def table(
@@ -166,6 +209,11 @@ def signed_bar(value: float, largest: float, width: int = 150) -> str:
     )
 
 
+def short(text: str, length: int) -> str:
+    """At most so many characters, the last one … if some are missing."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 # ---- the stage figure -----------------------------------------------------------------------
 
 _BOX, _GAP, _ROW, _PER_LINE = (184, 94), 40, 20, 5
@@ -192,12 +240,16 @@ def stage_figure(stages: Sequence[Mapping[str, Any]]) -> str:
         parts.append(_stage_box(stage, *corner(n)))
     across = min(len(stages), _PER_LINE)
     total = 2 + across * width + (across - 1) * _GAP, 22 + lines * height + (lines - 1) * 2 * _ROW
-    names = " → ".join(str(stage["stage"]) for stage in stages)
+    return flow_chart(*total, "Stages of the run", [str(stage["stage"]) for stage in stages], "tip", "".join(parts))
+
+
+def flow_chart(width: float, height: float, title: str, names: Sequence[str], tip: str, body: str) -> str:
+    """A drawing of boxes and arrows; `tip` is the id of its arrowhead."""
     return (
-        f'<svg viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}" height="{total[1]}" role="img" '
-        f'font-family="system-ui, sans-serif"><title>Stages of the run</title><desc>{safe(names)}</desc>'
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 .5 7.5 4 0 7.5z" style="fill:var(--soft)"/></marker></defs>' + "".join(parts) + "</svg>"
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
+        f'font-family="system-ui, sans-serif"><title>{title}</title><desc>{safe(" → ".join(names))}</desc>'
+        f'<defs><marker id="{tip}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path d="M0 .5 7.5 4 0 7.5z" style="fill:var(--soft)"/></marker></defs>{body}</svg>'
     )
 
 
@@ -220,22 +272,22 @@ def _stage_box(stage: Mapping[str, Any], x: float, y: float) -> str:
         for name, value in stage["metrics"].items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ][:3]
-    seconds = stage.get("seconds")
-    spent = duration(seconds) if isinstance(seconds, (int, float)) else ""
     lines = [f'<text x="{x + 12}" y="{y + 22}" font-size="14" font-weight="650" style="fill:var(--ink)">']
-    lines.append(f"{safe(_short(str(stage['stage']), 18))}</text>")
+    lines.append(f"{safe(short(str(stage['stage']), 18))}</text>")
     status = {"done": "", "reused": "reused"}.get(str(stage.get("status")), str(stage.get("status", "")))
-    said = " · ".join(part for part in (spent, status) if part)
+    said = " · ".join(part for part in (spent(stage, ""), status) if part)
     lines.append(f'<text x="{x + 12}" y="{y + 38}" font-size="11" style="fill:var(--soft)">{safe(said)}</text>')
     for n, text in enumerate(figures):
         place = f'x="{x + 12}" y="{y + 56 + 14 * n}" font-size="11.5"'
-        lines.append(f'<text {place} style="fill:var(--ink)">{safe(_short(text, 27))}</text>')
+        lines.append(f'<text {place} style="fill:var(--ink)">{safe(short(text, 27))}</text>')
     rl = " rl" if any(word in str(stage["stage"]) for word in ("zero", "grpo", "ppo", "rl")) else ""
     return f'<rect class="box{rl}" x="{x}" y="{y}" width="{width}" height="{height}" rx="7"/>' + "".join(lines)
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def spent(record: Mapping[str, Any], unknown: str = "–") -> str:
+    """The duration of a stage's record."""
+    seconds = record.get("seconds")
+    return duration(seconds) if isinstance(seconds, (int, float)) else unknown
 
 
 def duration(seconds: float) -> str:

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dunwu.eval.report_parts import heading, note, safe
+from dunwu.eval.report_parts import heading, hero_figure, is_interval, note, safe
 from dunwu.eval.report_r1_evidence import chats, language_ablation, over_optimisation, rejection, reward_models
 from dunwu.eval.report_r1_figure import r1_figure
 from dunwu.eval.report_r1_stages import stage_sections
@@ -73,18 +73,11 @@ def r1_hero(data: Mapping[str, Any]) -> str:
     blocks = []
     for name in ("base", ZERO, DEV1, "Dev2", DEV3, R1):
         value = _reasoning(data).get(name)
-        if value is None:
-            continue
-        low, high = value.get("low"), value.get("high")
-        ends = f"{100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else "no interval"
-        kind = " result" if name == R1 else ""
-        blocks.append(
-            f'<div><div class="what">{safe(name)}</div><div class="figure{kind}">{100 * value["value"]:.1f}<small> %</small></div>'
-            f'<div class="range">{ends}</div></div>'
-        )
+        if value is not None:
+            blocks.append(hero_figure(safe(name), value, "result" if name == R1 else ""))
     if not blocks:
         return ""
-    caption = '<p class="caption">Held-out reasoning, share of right answers, 95% intervals.</p>'
+    caption = '<p class="caption">Held-out reasoning, share of right answers.</p>'
     return f'<div class="hero story">{"".join(blocks)}</div>{caption}'
 
 
@@ -92,7 +85,7 @@ def _reasoning(data: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for model in data["r1"]["table"].get("models") or []:
         value = (model.get("scores") or {}).get(REASONING)
-        if isinstance(value, Mapping) and isinstance(value.get("value"), (int, float)):
+        if is_interval(value):
             found[str(model.get("name"))] = value
     return found
 

@@ -52,7 +52,7 @@ def _samples(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
             if (
                 there is None
                 or (replace and group["step"] > there["step"])
-                or (group["step"] == there["step"] and not _mixed(there) and _mixed(group))
+                or (group["step"] == there["step"] and not mixed(there) and mixed(group))
             ):
                 kept[group["stage"]] = group
     return {
@@ -61,7 +61,8 @@ def _samples(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _mixed(group: Mapping[str, Any]) -> bool:
+def mixed(group: Mapping[str, Any]) -> bool:
+    """Whether the rewards of a group differ."""
     return len({rollout["reward"] for rollout in group["rollouts"]}) > 1
 
 

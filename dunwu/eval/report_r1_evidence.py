@@ -10,7 +10,7 @@ from dunwu.eval.passk import wilson
 from dunwu.eval.plots import PAGE, Panel, Series, chart
 from dunwu.eval.report_curves import captioned
 from dunwu.eval.report_data import evenly
-from dunwu.eval.report_parts import heading, interval, note, number, safe, table
+from dunwu.eval.report_parts import flat, folded, heading, interval, note, number, safe, table
 
 MOST_CHATS = 12
 """Prompts shown side by side."""
@@ -39,16 +39,13 @@ def chats(found: Mapping[str, Any]) -> str:
 
 def _card(reply: Mapping[str, Any]) -> str:
     thinking, content = reply.get("thinking"), str(reply.get("content") or "")
-    folded = ""
+    thought = ""
     if thinking:
         count = len(str(thinking).split()) if str(thinking).isascii() else len(str(thinking))
         unit = "words" if str(thinking).isascii() else "characters"
-        folded = (
-            f"<details><summary>thinking, {count} {unit}</summary>"
-            f'<pre class="text dim">{safe(thinking)}</pre></details>'
-        )
+        thought = folded(f"thinking, {count} {unit}", f'<pre class="text dim">{safe(thinking)}</pre>')
     said = f'<pre class="text">{safe(content)}</pre>' if content else '<p class="caption">says nothing</p>'
-    return f'<div class="card"><header><b>{safe(reply.get("name", "?"))}</b></header>{folded}{said}</div>'
+    return f'<div class="card"><header><b>{safe(reply.get("name", "?"))}</b></header>{thought}{said}</div>'
 
 
 def over_optimisation(found: Mapping[str, Any]) -> str:
@@ -178,7 +175,7 @@ def rejection(found: Mapping[str, Any]) -> str:
         if record := found.get(key):
             parts.append(f"<section>{heading(title, chinese, 3)}{_counts(record)}</section>")
     if judge := found.get("judge"):
-        rows = [[safe(name.replace("_", " ")), number(value)] for name, value in _flat(judge)]
+        rows = [[safe(name.replace("_", " ")), number(value)] for name, value in flat(judge, ": ") if _plain(value)]
         parts.append(f"<section>{heading('The judge', '裁判', 3)}{table([], rows)}</section>")
     if not parts:
         return ""
@@ -193,7 +190,7 @@ def _counts(record: Mapping[str, Any]) -> str:
     plain = [
         [safe(name.replace("_", " ")), number(value)]
         for name, value in record.items()
-        if isinstance(value, (int, float, str)) and not name.startswith("dropped/")
+        if _plain(value) and not name.startswith("dropped/")
     ]
     counted = {name: value for name, value in reasons.items() if isinstance(value, (int, float))}
     most = max(counted.values(), default=0) or 1
@@ -205,14 +202,8 @@ def _counts(record: Mapping[str, Any]) -> str:
     return table([], plain) + dropped
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat += _flat(value, f"{prefix}{key}: ")
-        elif isinstance(value, (int, float, str)):
-            flat.append((f"{prefix}{key}", value))
-    return flat
+def _plain(value: object) -> bool:
+    return isinstance(value, (int, float, str))
 
 
 def _line(points: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

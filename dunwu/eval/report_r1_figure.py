@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dunwu.eval.report_parts import duration, number, safe
+from dunwu.eval.report_parts import flow_chart, number, safe, short, spent
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 168.0, 80.0, 61.0, 56.0
 LEFT, TOP, COLUMNS = 2.0, 6.0, 5
@@ -103,6 +103,11 @@ def stage_id(name: str) -> str:
     return "stage-" + re.sub(r"[^\w.-]", "-", name)
 
 
+def stage_link(name: str, text: str = "") -> str:
+    """A link to a stage's section."""
+    return f'<a href="#{safe(stage_id(name))}">{safe(text or name)}</a>'
+
+
 def r1_figure(stages: Sequence[Mapping[str, Any]], waiting: bool) -> str:
     """The drawing of a run's stages; `waiting` also draws, faintly, the known ones that have not begun."""
     records = {str(stage["stage"]): stage for stage in stages if not str(stage["stage"]).startswith(MEASURING)}
@@ -141,12 +146,7 @@ def _drawing(parts: Sequence[str], bottom: float, names: Sequence[str]) -> str:
         f'<rect x="{LEFT + 610}" y="{key - 8}" width="26" height="16" rx="4" class="box data"/>{_text(LEFT + 644, key + 4, "data", 11)}'
         f"{_text(LEFT + 700, key + 4, 'each box leads to its metrics, samples and lineage', 11)}"
     )
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
-        f'font-family="system-ui, sans-serif"><title>The stages of R1</title><desc>{safe(" → ".join(names))}</desc>'
-        '<defs><marker id="r1tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        f'<path d="M0 .5 7.5 4 0 7.5z" style="fill:var(--soft)"/></marker></defs>{"".join(parts)}{legend}</svg>'
-    )
+    return flow_chart(width, height, "The stages of R1", names, "r1tip", "".join(parts) + legend)
 
 
 def _band(
@@ -232,10 +232,10 @@ def _box(name: str, place: Place, record: Mapping[str, Any] | None, corner: Corn
     faint = "" if record else " faint"
     said = status(record) if record else "not begun"
     lines = [
-        _text(x + 11, y + 21, _short(place.title, 19), 14, "ink", 650),
-        _text(x + 11, y + 37, _short(place.what, 27), 11),
+        _text(x + 11, y + 21, short(place.title, 19), 14, "ink", 650),
+        _text(x + 11, y + 37, short(place.what, 27), 11),
         _text(x + 11, y + 53, said, 11),
-        _text(x + 11, y + 69, _short(_headline(record), 27), 11, "ink") if record else "",
+        _text(x + 11, y + 69, short(_headline(record), 27), 11, "ink") if record else "",
     ]
     box = f'<rect class="box {place.kind}{faint}" x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7"/>{"".join(lines)}'
     if record is None:
@@ -246,10 +246,8 @@ def _box(name: str, place: Place, record: Mapping[str, Any] | None, corner: Corn
 
 def status(record: Mapping[str, Any]) -> str:
     """`6 min 05 s · reused`: built says nothing more."""
-    seconds = record.get("seconds")
-    spent = duration(seconds) if isinstance(seconds, (int, float)) else ""
     word = {"done": "built"}.get(str(record.get("status")), str(record.get("status") or "?"))
-    return " · ".join(part for part in (spent, word) if part)
+    return " · ".join(part for part in (spent(record, ""), word) if part)
 
 
 _PREFERRED = ("accuracy", "held_out_accuracy", "agreement", "kept", "valid_loss", "loss", "hold")
@@ -274,7 +272,3 @@ def _text(
         f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" font-weight="{weight}" text-anchor="{anchor}" '
         f'style="fill:var(--{colour})">{safe(text)}</text>'
     )
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dunwu.eval.report_curves import behaviour_figures, stage_figures
-from dunwu.eval.report_parts import exact, heading, interval, number, safe, table
+from dunwu.eval.report_parts import exact, folded, heading, interval, number, safe, table
 from dunwu.eval.report_r1_data import ZERO_STAGE
-from dunwu.eval.report_r1_figure import MEASURING, PLACES, stage_id, status
+from dunwu.eval.report_r1_figure import MEASURING, PLACES, stage_id, stage_link, status
 from dunwu.eval.report_samples import legend, sampled_group
 
 OPEN_CHARTS = 4
@@ -29,9 +29,7 @@ def stage_sections(data: Mapping[str, Any]) -> str:
     parts += [_section(data, stage, names) for stage in training]
     if measuring:
         sections = "".join(_section(data, stage, names) for stage in measuring)
-        parts.append(
-            f"<details><summary>{len(measuring)} measurements of the stage table</summary>{sections}</details>"
-        )
+        parts.append(folded(f"{len(measuring)} measurements of the stage table", sections))
     return "".join(parts)
 
 
@@ -47,19 +45,16 @@ def _section(data: Mapping[str, Any], stage: Mapping[str, Any], names: Mapping[A
     groups = data["r1"]["samples"].get(name) or []
     if groups:
         shown = "".join(sampled_group(group, 4, SHOWN_ROLLOUTS) for group in groups)
-        parts.append(f"<details><summary>samples of the first and the last step</summary>{legend()}{shown}</details>")
+        parts.append(folded("samples of the first and the last step", legend() + shown))
     for file, rows in (data["r1"]["examples"].get(name) or {}).items():
-        shown = "".join(_row(row) for row in rows)
-        parts.append(f"<details><summary>first rows of {safe(file)}</summary>{shown}</details>")
+        parts.append(folded(f"first rows of {safe(file)}", "".join(_row(row) for row in rows)))
     return "".join(parts) + "</section>"
 
 
 def _facts(stage: Mapping[str, Any], names: Mapping[Any, str]) -> str:
     """Where it comes from, what it cost, and its headline, in one line each."""
     inputs = [names.get(key, str(key)) for key in stage.get("inputs") or []]
-    links = ", ".join(
-        f'<a href="#{safe(stage_id(n))}">{safe(n)}</a>' if n in names.values() else safe(n) for n in inputs
-    )
+    links = ", ".join(stage_link(n) if n in names.values() else safe(n) for n in inputs)
     made = f"made from {links}" if links else "made from nothing else"
     key = f"artifact <code>{safe(stage.get('key', '–'))}</code>"
     parts = [f'<p class="caption">{safe(status(stage))} · {made} · {key}</p>']
@@ -72,7 +67,7 @@ def _facts(stage: Mapping[str, Any], names: Mapping[Any, str]) -> str:
     config = stage.get("config")
     if isinstance(config, Mapping) and config:
         rows = [[safe(k), f"<code>{exact(v)}</code>"] for k, v in config.items()]
-        parts.append(f"<details><summary>settings</summary>{table([], rows)}</details>")
+        parts.append(folded("settings", table([], rows)))
     return "".join(parts)
 
 
@@ -89,8 +84,7 @@ def _grid(figures: Sequence[str]) -> str:
     rest = figures[OPEN_CHARTS:]
     if not rest:
         return first
-    folded = f'<div class="grid">{"".join(rest)}</div>'
-    return f"{first}<details><summary>{len(rest)} more curves</summary>{folded}</details>"
+    return first + folded(f"{len(rest)} more curves", f'<div class="grid">{"".join(rest)}</div>')
 
 
 def _row(row: Any) -> str:

@@ -6,8 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dunwu.eval.report_parts import duration, heading, interval, note, number, safe, table
-from dunwu.eval.report_r1_figure import stage_id
+from dunwu.eval.report_parts import (
+    duration,
+    ends,
+    folded,
+    heading,
+    interval,
+    is_interval,
+    note,
+    number,
+    safe,
+    spent,
+    table,
+)
+from dunwu.eval.report_r1_figure import stage_link
 from dunwu.eval.verdicts import ARMS, FLAT, PAPER_MODELS, PAPER_TABLE, REASONING
 
 _SIGNS = {1: "▲", -1: "▼", 0: "≈"}
@@ -34,8 +46,8 @@ def stage_table(found: Mapping[str, Any]) -> str:
         for column in columns
         if column.get("measure")
     )
-    folded = f'<details><summary>what each column measures</summary><ul class="plain">{measures}</ul></details>'
-    return f'{head}<p class="caption">{words}</p><div class="stagetable">{table(heads, rows)}</div>{folded if measures else ""}'
+    below = folded("what each column measures", f'<ul class="plain">{measures}</ul>') if measures else ""
+    return f'{head}<p class="caption">{words}</p><div class="stagetable">{table(heads, rows)}</div>{below}'
 
 
 def _column_head(column: Mapping[str, Any]) -> str:
@@ -45,25 +57,22 @@ def _column_head(column: Mapping[str, Any]) -> str:
 
 def _name(model: Mapping[str, Any]) -> str:
     name, stage = str(model.get("name", "?")), model.get("stage")
-    shown = f'<a href="#{safe(stage_id(str(stage)))}">{safe(name)}</a>' if stage else safe(name)
+    shown = stage_link(str(stage), name) if stage else safe(name)
     against = f"<small>against {safe(model['against'])}</small>" if model.get("against") else ""
     return f'<span class="model">{shown}</span>{against}'
 
 
 def _cell(model: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     key = column.get("key")
-    value = (model.get("scores") or {}).get(key)
-    if not isinstance(value, Mapping) or not isinstance(value.get("value"), (int, float)):
+    value = (model.get("scores") or {}).get(key) or {}
+    if not is_interval(value):
         return "–"
-    arrow = ""
-    change = (model.get("changes") or {}).get(key)
-    if isinstance(change, Mapping) and change.get("low") is not None and change.get("high") is not None:
-        arrow = _arrow(change, str(column.get("better") or ""))
-    low, high = value.get("low"), value.get("high")
-    large = abs(value["value"]) >= 10
-    form = ".1f" if large else ".3f"
-    ends = f"<small>{low:{form}}–{high:{form}}</small>" if low is not None and high is not None else ""
-    return f'<span class="value">{value["value"]:{form}}{arrow}</span>{ends}'
+    change = (model.get("changes") or {}).get(key) or {}
+    arrow = _arrow(change, str(column.get("better") or "")) if ends(change) else ""
+    form = ".1f" if abs(value["value"]) >= 10 else ".3f"
+    known = ends(value)
+    below = f"<small>{known[0]:{form}}–{known[1]:{form}}</small>" if known else ""
+    return f'<span class="value">{value["value"]:{form}}{arrow}</span>{below}'
 
 
 def _arrow(change: Mapping[str, Any], better: str) -> str:
@@ -101,8 +110,8 @@ def paper_table(found: Mapping[str, Any]) -> str:
                 theirs = paper[after] - paper[before]
                 way = 0 if abs(theirs) <= FLAT else 1 if theirs > 0 else -1
                 cell = f"{_SIGNS[way]} {paper[before]:.1f} → {paper[after]:.1f}"
-                change = (models[after].get("changes") or {}).get(key)
-                if isinstance(change, Mapping) and change.get("low") is not None and change.get("high") is not None:
+                change = (models[after].get("changes") or {}).get(key) or {}
+                if ends(change):
                     ours = direction(change)
                     compared, agreed = compared + 1, agreed + (ours == way)
                     cell += _ours(models[before], models[after], key, change, ours, way)
@@ -141,11 +150,10 @@ def student_table(found: Mapping[str, Any]) -> str:
     for size in sizes:
         for student in ranked:
             if str(student.get("size", "?")) == size:
-                spent = student.get("seconds")
                 arm = ARMS.get(str(student.get("arm")), str(student.get("arm", "?")))
                 scores = student.get("scores") or {}
                 row = [safe(size), safe(arm), *(interval(scores.get(key)) for key, _ in keys)]
-                row += [duration(spent) if isinstance(spent, (int, float)) else "–", number(student.get("samples"))]
+                row += [spent(student), number(student.get("samples"))]
                 rows.append(row)
     words = (
         "SFT and on-policy distillation learn from R1; RL alone starts from the student’s own base with rule rewards."
@@ -200,8 +208,7 @@ def cost_table(stages: Sequence[Mapping[str, Any]]) -> str:
             f'style="fill:var({"--s5" if stage.get("status") == "reused" else "--s1"})"/></svg>'
         )
         share = f"{stage['seconds'] / total:.1%}" if total else "–"
-        link = f'<a href="#{safe(stage_id(name))}">{safe(name)}</a>'
-        rows.append([link, duration(stage["seconds"]), share, bar, safe(stage.get("status", "–"))])
+        rows.append([stage_link(name), duration(stage["seconds"]), share, bar, safe(stage.get("status", "–"))])
     words = f"All stages together {duration(total)}; in this run {duration(here)}, the rest was reused (grey)."
     shown = table(["stage", "time", "share", "", "status"], rows, numbers=(1, 2))
     return f'{heading("Cost of each stage", "各阶段耗时")}<p class="caption">{words}</p>{shown}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dunwu.eval.report_parts import marked, number, safe, signed_bar
+from dunwu.eval.report_parts import folded, marked, number, safe, signed_bar
 
 SHOWN_ROLLOUTS = 6
 """Rollouts of a group that are open; the others unfold."""
@@ -15,12 +15,11 @@ def sampled_group(group: Mapping[str, Any], level: int, shown: int = SHOWN_ROLLO
     """One group: its problem as a heading of that level, the prompt folded, its rollouts with rewards and advantages."""
     title = f"{safe(group['stage'])}, step {number(group['step'])}: {problem_text(group['problem'], group['prompt'])}"
     parts = [f"<h{level}>{title}</h{level}>"]
-    parts.append(f'<details><summary>prompt</summary><pre class="prompt">{safe(group["prompt"])}</pre></details>')
+    parts.append(folded("prompt", f'<pre class="prompt">{safe(group["prompt"])}</pre>'))
     rows = [_rollout(group, rollout) for rollout in group["rollouts"]]
     parts.append(f'<div class="rollouts">{"".join(rows[:shown])}</div>')
     if rows[shown:]:
-        folded = f"<div class='rollouts'>{''.join(rows[shown:])}</div>"
-        parts.append(f"<details><summary>{len(rows) - shown} more</summary>{folded}</details>")
+        parts.append(folded(f"{len(rows) - shown} more", f'<div class="rollouts">{"".join(rows[shown:])}</div>'))
     return "".join(parts)
 
 
