@@ -25,7 +25,7 @@ from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.config import GrpoConfig, SftConfig
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.preference import PreferenceTask, PreferenceWeights
-from dunwu.train.rm import Scorer
+from dunwu.train.reward_model import Scorer
 from dunwu.train.rm_config import RmConfig
 from dunwu.train.sft import sft, sft_steps, trainable
 from dunwu.types import SamplingParams, Task

@@ -1,7 +1,7 @@
 """A reward model from a model folder and preference data: checked rows in, a scalar head and its calibration out.
 
-`reward_stage` is what recipes share; `run` feeds it a user's files. An artifact holds `model/` (see `dunwu.train.rm`),
-`calibration.json` (see `dunwu.eval.calibration`) and `bad_rows.jsonl`.
+`reward_stage` is what recipes share; `run` feeds it a user's files. An artifact holds `model/` (see
+`dunwu.train.reward_model`), `calibration.json` (see `dunwu.eval.calibration`) and `bad_rows.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from dunwu import machine
 from dunwu.data.chat import BadRow, each_chat, each_preference, require_turns
@@ -32,18 +31,15 @@ from dunwu.recipes.user_data import Unusable, tell_bad_rows, write_bad_rows
 from dunwu.store import Artifact, resolve_model
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.optim import MasterAdamW
+from dunwu.train.reward_model import Meaning, RewardModel, calibrated, save_reward_model, score_ids
 from dunwu.train.rm import (
-    Meaning,
-    RewardModel,
     Row,
     balance_lengths,
-    calibrated,
     held_out_rows,
     label_row,
+    margin_loss,
     pair_row,
     rm_steps,
-    save_reward_model,
-    score_ids,
     train_rm,
 )
 from dunwu.train.rm_config import Kind, RmConfig
@@ -243,7 +239,7 @@ def _train(
 def held_out_figures(model: RewardModel, judged: Sequence[Case], settings: RmConfig) -> dict[str, float]:
     """Mean loss, accuracy and margin of held-out rows, as in training."""
     margins = [(good or 0.0) - (bad or 0.0) for good, bad in score_sides(model, judged, settings)]
-    losses = F.softplus(-torch.tensor(margins, dtype=torch.float64))
+    losses = margin_loss(torch.tensor(margins, dtype=torch.float64))
     return {
         "rm/held_out_loss": float(losses.mean()),
         "rm/held_out_accuracy": fmean(margin > 0 for margin in margins),

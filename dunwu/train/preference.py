@@ -16,7 +16,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from dunwu.data.chat import parse_reply
-from dunwu.train.rm import Scorer, probability
+from dunwu.train.reward_model import Scorer, probability
 from dunwu.types import Message, Problem, Task, UsageError, Verdict
 
 HELPFUL, SAFETY, TRUTH = "preference/helpful", "preference/safety", "truth/"

@@ -10,7 +10,7 @@ import pytest
 
 from dunwu.tasks.score import judge
 from dunwu.train.preference import HELPFUL, SAFETY, PreferenceTask, PreferenceWeights
-from dunwu.train.rm import Meaning, Scorer
+from dunwu.train.reward_model import Meaning, Scorer
 from dunwu.types import Completion, Message, Problem, UsageError, Verdict
 
 ASKED = (Message("user", "Who are you?"),)

@@ -17,24 +17,27 @@ from dunwu.model.config import ModelConfig
 from dunwu.model.hf import save_model
 from dunwu.model.transformer import Transformer
 from dunwu.train.optim import MasterAdamW
-from dunwu.train.rm import (
+from dunwu.train.reward_model import (
     MEANING,
     Meaning,
     RewardModel,
-    Row,
     Scorer,
+    load_reward_model,
+    probability,
+    save_reward_model,
+    score_ids,
+)
+from dunwu.train.rm import (
+    Row,
     balance_lengths,
     held_out_rows,
     label_of,
     label_row,
-    load_reward_model,
+    margin,
+    margin_loss,
     pair_row,
-    probability,
     rm_steps,
-    row_losses,
     rows_of_step,
-    save_reward_model,
-    score_ids,
     train_rm,
 )
 from dunwu.train.rm_config import RmConfig
@@ -252,7 +255,7 @@ def test_lengths_are_balanced_and_little_is_lost(longer: bool) -> None:
 
 def test_losses_by_hand() -> None:
     good, bad = torch.tensor([2.0, -1.0], requires_grad=True), torch.tensor([0.5, 1.0])
-    loss = row_losses(good, bad)
+    loss = margin_loss(margin(good, bad))
     expected = [-math.log(1 / (1 + math.exp(-1.5))), -math.log(1 / (1 + math.exp(2.0)))]
     assert loss.tolist() == pytest.approx(expected, abs=1e-6)
     torch.autograd.backward(loss.sum())
@@ -262,9 +265,9 @@ def test_losses_by_hand() -> None:
     scores = torch.tensor([0.3, -2.0])
     for sides, label in (((scores, None), 1.0), ((None, scores), 0.0)):
         wanted = entropy(scores, torch.full((2,), label), reduction="none")
-        torch.testing.assert_close(row_losses(*sides), wanted)
+        torch.testing.assert_close(margin_loss(margin(*sides)), wanted)
     with pytest.raises(ValueError, match="neither"):
-        row_losses(None, None)
+        margin(None, None)
 
 
 @pytest.mark.parametrize("pairs", [True, False])
