@@ -10,7 +10,7 @@ from blocks_results import Block, Results, interval_text, table
 
 from dunwu.eval.stages import LENGTH, STORY
 from dunwu.model.config import model_preset
-from dunwu.recipes.r1_config import R1_PRESETS
+from dunwu.recipes.r1_presets import R1_PRESETS
 from dunwu.types import DunwuError
 
 STUDY, TIME = "r1-study", "time-r1"

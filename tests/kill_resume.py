@@ -35,7 +35,6 @@ from dunwu.log import Run, read_json, read_metrics, read_rollouts
 from dunwu.recipes import r1, r1_zero
 from dunwu.recipes.configs import EvidenceConfig, R1ZeroConfig
 from dunwu.recipes.r1_config import (
-    R1_PRESETS,
     ColdStartConfig,
     FinalConfig,
     PreferenceConfig,
@@ -44,6 +43,7 @@ from dunwu.recipes.r1_config import (
     StudentsConfig,
     TableConfig,
 )
+from dunwu.recipes.r1_presets import R1_PRESETS
 from dunwu.store import Store
 from dunwu.tasks.countdown import CountdownConfig
 from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig

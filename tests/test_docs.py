@@ -21,7 +21,7 @@ from dunwu.commands import COMMANDS
 from dunwu.eval.verdicts import Findings, seed_verdicts, shape_verdicts
 from dunwu.recipes import RECIPES, get_recipe
 from dunwu.recipes.flags import parse_flags
-from dunwu.recipes.r1_config import R1_PRESETS
+from dunwu.recipes.r1_presets import R1_PRESETS
 from dunwu.recipes.r1_table import plan
 from dunwu.tasks import get_task, score_stream
 from dunwu.tasks.user import load_task

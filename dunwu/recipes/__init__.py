@@ -13,7 +13,16 @@ from difflib import get_close_matches
 from typing import Any
 
 from dunwu.log import Run
-from dunwu.recipes import configs, distill_config, grpo_config, r1_config, reject_config, rm_config, sft_config
+from dunwu.recipes import (
+    configs,
+    distill_config,
+    grpo_config,
+    r1_config,
+    r1_presets,
+    reject_config,
+    rm_config,
+    sft_config,
+)
 from dunwu.types import UsageError
 
 
@@ -50,14 +59,14 @@ RECIPES: dict[str, Recipe] = {
             name="r1",
             summary="the whole of R1: base, R1-Zero, cold start, reasoning RL, rejection sampling, rewards, R1, students",
             config=r1_config.R1Config,
-            presets=r1_config.R1_PRESETS,
+            presets=r1_presets.R1_PRESETS,
             run="dunwu.recipes.r1:run",
         ),
         Recipe(
             name="r1-study",
             summary="r1 over several seeds: the stage table with intervals over runs",
-            config=r1_config.R1StudyConfig,
-            presets=r1_config.R1_STUDY_PRESETS,
+            config=r1_presets.R1StudyConfig,
+            presets=r1_presets.R1_STUDY_PRESETS,
             run="dunwu.recipes.r1_study:run",
         ),
         Recipe(

@@ -14,8 +14,9 @@ from dunwu.eval.verdicts import seed_verdicts
 from dunwu.log import Run
 from dunwu.model.runtime import prepare_torch
 from dunwu.recipes.r1 import story
-from dunwu.recipes.r1_config import R1Config, R1StudyConfig, without_side_branches
+from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_ground import check_inputs
+from dunwu.recipes.r1_presets import R1StudyConfig, without_side_branches
 from dunwu.recipes.r1_table import FILE
 from dunwu.store import Artifact
 from dunwu.types import UsageError
