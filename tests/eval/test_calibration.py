@@ -112,6 +112,9 @@ def test_agreement_with_the_truth_leaves_ties_out() -> None:
     assert report["accuracy"]["value"] == pytest.approx(4 / 5)
     assert report["agreement"]["agreement"]["value"] == pytest.approx(2 / 3)
     assert report["agreement"]["agreement"]["n"] == 3 and report["agreement"]["ties"] == 1
+    # Two pairs of one conversation are one case.
+    twice = truth_agreement([(2.0, 1.0, 0.9, 0.1, "a"), (2.0, 1.0, 0.1, 0.9, "a"), (2.0, 1.0, 0.9, 0.1, "b")])
+    assert twice["agreement"]["n"] == 2 and twice["agreement"]["value"] == 0.75
     only_ties = truth_agreement([(1.0, 0.0, 0.5, 0.5, None)])
     assert only_ties["agreement"] is None and only_ties["spearman"] is None
     # Equal scores where the truth differs are no agreement.
@@ -127,6 +130,7 @@ def test_pointwise_report_by_hand() -> None:
     stated = [sigmoid(score) for score in scores]
     by_hand = sum(abs(p - label) for p, label in zip(stated, labels)) / 5  # each case is alone in its bin
     assert report["calibration_error"] == pytest.approx(by_hand)
+    assert pointwise_report(scores, [False] * 4 + [True], [1, 2, 3, 4, 5])["majority"] == 0.8
     one_sided = pointwise_report([1.0], [True], [3])
     assert one_sided["accuracy_bad"] is None and one_sided["majority"] == 1.0
     with pytest.raises(ValueError):

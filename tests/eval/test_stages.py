@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,8 @@ class Digits:
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         language = "zh" if index % 2 else "en"
-        return Problem("digits", f"d-{index}", {"n": index}, f"{index}", {"language": language})
+        n = index + (4 if split == "valid" else 0)
+        return Problem("digits", f"d-{n}", {"n": n}, f"{n}", {"language": language})
 
     def score(self, problem: Problem, completion: str) -> Verdict:
         if completion == "broken":
@@ -42,11 +44,13 @@ class Says:
 
     def __init__(self, tokenizer: Tokenizer, said: dict[str, str]) -> None:
         self.tokenizer, self.said, self.asked = tokenizer, said, 0
+        self.seeds: list[Sequence[int]] = []
 
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
     ) -> list[list[Completion]]:
         self.asked += len(prompts)
+        self.seeds += seeds
         found = []
         for prompt, row in zip(prompts, seeds):
             text = self.said[self.tokenizer.decode(list(prompt))]
@@ -89,6 +93,32 @@ def test_columns_share_samples_and_figures_are_by_hand(tokenizer: Tokenizer) -> 
     assert found.scores["helpful"].value == pytest.approx((3 * 0.75 + 3 * 0.25) / 7)
     assert found.scores["length"].value == pytest.approx((1 + 1 + 1 + 2 + 2) / 5)
     assert [group.problem.id for group in found.groups["first"]] == ["d-0", "d-1", "d-2", "d-3"]
+
+
+def test_splits_do_not_share_samples(tokenizer: Tokenizer) -> None:
+    said = {"0": "0", "1": "1", "4": "no", "5": "5"}
+    task = Digits()
+    plan = [Column("test", "Test", task, 2), Column("valid", "Valid", task, 2, split="valid")]
+    found = measure(Says(tokenizer, said), tokenizer, plan, PARAMS)
+    assert found.values == {"test": {"d-0": 1.0, "d-1": 1.0}, "valid": {"d-4": 0.0, "d-5": 1.0}}
+
+
+def test_every_model_meets_a_problem_with_the_same_dice(tokenizer: Tokenizer) -> None:
+    def dice(problems: int, seed: int) -> list[Sequence[int]]:
+        sampler = Says(tokenizer, {str(n): "no" for n in range(4)})
+        measure(sampler, tokenizer, [Column("a", "A", Digits(), problems)], PARAMS, samples=2, seed=seed)
+        return sampler.seeds
+
+    assert dice(4, seed=0)[:2] == dice(2, seed=0)
+    drawn = [seed for row in dice(4, seed=0) + dice(4, seed=1) for seed in row]
+    assert len(set(drawn)) == len(drawn) == 16
+
+
+def test_a_length_is_never_below_nothing(tokenizer: Tokenizer) -> None:
+    said = {"0": "0", "1": "no no no no no no"}
+    found = measure(Says(tokenizer, said), tokenizer, [Column("l", "L", Digits(), 2, "length", "")], PARAMS)
+    by_t = over_seeds([1.0, 17.0])
+    assert by_t.low < 0 and found.scores["l"] == replace(by_t, low=0.0)
 
 
 def test_a_reward_nobody_gives_is_refused(tokenizer: Tokenizer) -> None:

@@ -102,6 +102,23 @@ def test_an_interval_with_both_answers_leaves_a_claim_open() -> None:
     assert holds(same)["broadens"] is None  # nothing falls, nothing rises
 
 
+def test_one_part_that_fails_decides_whatever_is_open() -> None:
+    mixing = replace(findings(Dev2={"language": 0.9}), without_language=None)
+    verdict = shape_verdicts(mixing)[ORDER.index("speaks")]
+    assert verdict["holds"] is False and "the ablation was not measured" in verdict["figure"]
+    assert "still mix languages" in verdict["reason"]
+
+
+def test_a_bound_that_is_met_exactly_is_met() -> None:
+    for low, high, expected in ((0.75, 0.85, True), (0.7, 0.75, None), (0.7, 0.7499, False)):
+        assert holds(replace(findings(), agreement=Interval(0.75, low, high, 300)))["agrees"] is expected
+
+
+def test_a_decay_within_its_margin_is_none() -> None:
+    slight = replace(findings(), without_language=measured({"language": 0.89}))  # 0.01 below Dev1's 0.9
+    assert holds(slight)["speaks"] is False
+
+
 def test_what_was_not_measured_is_said() -> None:
     empty = shape_verdicts(Findings({}))
     assert {verdict["holds"] for verdict in empty} == {None}
@@ -139,6 +156,11 @@ def test_over_seeds_the_differences_are_per_run() -> None:
     assert seed_verdicts(seeds[:1]) == []
     del seeds[2]["scores"]["R1"]
     assert found[3]["claim"].startswith("Over 3 seeds: R1") and "Over 2 seeds" in seed_verdicts(seeds)[3]["claim"]
+
+
+def test_runs_without_any_difference_neither_rise_nor_fall() -> None:
+    seeds = [{"seed": s, "scores": {name: {"reasoning": 0.5} for name in PAPER_LIKE}} for s in range(3)]
+    assert [verdict["holds"] for verdict in seed_verdicts(seeds)] == [False, False, True, False]
 
 
 def test_the_papers_table_has_a_figure_for_every_model() -> None:

@@ -65,12 +65,14 @@ class Scripted:
         ('{"winner": "A"}', 1, "json"),
         ('Well:\n```json\n{"winner": "A", "score": 2}\n```\nDone {sic}.', 2, "fenced"),
         ('```\n{"winner": "B", "score": 5}\n```', -5, "fenced"),
+        ('```\n{"winner": "B", "score": 5}\n```\nNo:\n```json\n{"winner": "A", "score": 2}\n```', 2, "fenced"),
         ('I think {"winner": "B", "score": 1} is fair.', -1, "embedded"),
         ('{"verdict": {"winner": "A", "score": 3}}', 3, "embedded"),
         ('A set {1} first. {"winner": "A", "score": 3} or rather {"winner": "B", "score": 2}', -2, "embedded"),
         ('{"reason": "it is cut off", "winner": "B", "score": 4', -4, "field"),
         ("The winner is: A, score = 3", 3, "field"),
         ("winner: tie", 0, "field"),
+        ("winner: B, score: 3, on fluency score: 5", -1, "field"),  # two scores are none
         ("I say the winner is reply B", -1, "field"),
         ('<think>{"winner": "A", "score": 5}</think>{"winner": "B", "score": 2}', -2, "json"),
     ],
@@ -202,6 +204,19 @@ def test_every_pair_is_kept_or_counted() -> None:
     kept, dropped = preferences([pair] * 5, judged, threshold=1.0)
     assert [(row.chosen, row.rejected, row.meta["delta"]) for row in kept] == [(a, b, 2.0), (b, a, 2.5)]
     assert dropped == {"no clear winner": 1, "read in one order only": 1, "no verdict could be read": 1}
+
+
+def test_the_orders_weigh_the_same_when_votes_are_lost() -> None:
+    """Read first 4 and 2 points, read second one vote of -1: (3 - 1) / 2, not 5 / 3."""
+    judged = Judgement((Vote(4.0, False, "json"), Vote(2.0, False, "json"), Vote(-1.0, True, "json")), rounds=4)
+    assert judged.by_order == (3.0, -1.0) and judged.delta == 1.0
+
+
+def test_one_round_is_one_order_by_intention() -> None:
+    pair: Pair = ([user("q")], says("a"), says("b"))
+    judged = judge_pairs(Scripted(lambda prompt, seed: '{"winner": "A", "score": 4}'), [pair], JudgeConfig(rounds=1))
+    kept, dropped = preferences([pair], judged)
+    assert len(kept) == 1 and not dropped and judged[0].flipped is None
 
 
 def test_answers_are_compared_with_the_reference() -> None:

@@ -114,6 +114,20 @@ def test_a_kept_sample_is_a_row_of_chat_data() -> None:
     )
     bare = Kept(Problem("t", "1", {}, "Hello?"), "Hi!", *parts("Hi!"), RIGHT)
     assert example(bare).messages == (Message("user", "Hello?"), Message("assistant", "Hi!"))
+    silent = bare._replace(thinking="")  # an empty think block is no thinking
+    assert example(silent).messages[1] == Message("assistant", "Hi!")
+
+
+def test_the_last_end_of_thinking_ends_it() -> None:
+    assert parts("<think>a</think> b</think>\nc") == ("a</think> b", "c")
+    assert parts("a</think>c") == ("a", "c")  # the prompt had opened it
+    assert parts("<think></think>c") == ("", "c")
+
+
+@pytest.mark.parametrize(("length", "reason"), [(40, None), (41, "long paragraph")])
+def test_the_longest_paragraph_allowed_is_allowed(length: int, reason: str | None) -> None:
+    rollout = thought("so it is. ".ljust(length - 4, "x") + " yes\n\nand on")
+    assert fault(PROBLEM, rollout, SelectionRules(paragraph=40)) == reason
 
 
 @pytest.mark.parametrize(
