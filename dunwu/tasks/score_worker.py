@@ -131,17 +131,18 @@ class _Child:
 
 
 def _read(stream: IO[str], replies: queue.SimpleQueue[dict[str, Any]]) -> None:
-    for line in stream:
-        replies.put(json.loads(line))
+    with stream:  # closed here, where it is read: whoever ends the process must not close it under this thread
+        for line in stream:
+            if line.endswith("\n"):  # else it was torn when the process was killed
+                replies.put(json.loads(line))
     replies.put({"error": "score ended its process"})
 
 
 def _end(process: subprocess.Popen[str]) -> None:
     process.kill()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
     process.wait()
 
 

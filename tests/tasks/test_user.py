@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dunwu.tasks import get_task, score_stream
+from dunwu.tasks import get_task, score_stream, user
 from dunwu.tasks.splits import SPLITS
 from dunwu.tasks.user import load_task
 from dunwu.types import DunwuError, UsageError
@@ -88,7 +88,8 @@ def corrupt(problem):
     problem = task.problem("train", 0, 0)
     assert [m.role for m in problem.messages] == ["system", "user"] and problem.meta["language"] == "zh"
     assert problem.prompt == f"system: short\nuser: {problem.data['n']}"
-    assert task.problem("train", 1, 0) != problem != task.problem("train", 0, 1)
+    drawn = {task.problem("train", seed, index).data["n"] for seed in range(3) for index in range(5)}
+    assert len(drawn) == 15  # seeds ask other problems, not the same in other places
     verdict = task.score(problem, task.gold(problem))
     assert verdict.rewards == {"accuracy": 1.0, "right": 1.0, "brief": 1.0} and verdict.reward == 1.5
 
@@ -125,6 +126,40 @@ def test_a_bad_file_is_told_with_its_line(tmp_path: Path, old: str, new: str, sa
     assert "\n" not in str(error.value) and error.value.exit_code == 1
 
 
+COUNTING = "calls = []\n\ndef count():\n    calls.append(1)\n    return len(calls)\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("+{problem['b']}=", "+{problem['b']}={count()}", r"own.py:13: two calls of prompt with one problem differ"),
+        ("completion == gold(problem)", "count() % 2", r"own.py:16: two calls of score for .* differ"),
+        ("return str(problem", "return count() * ' ' + str(problem", r"own.py:19: two calls of gold for .* differ"),
+        (
+            "f\"{problem['a']}+{problem['b']}=\"",
+            '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]',
+            r"own.py:13: the last turn is the assistant's",
+        ),
+        (
+            "completion == gold(problem)",
+            "not completion or completion == gold(problem)",
+            r"the wrong answer '' to .* 1",
+        ),
+        ("completion == gold(problem)", "1 if completion == gold(problem) else 0.25", r"wrong answer .* scores 0.25"),
+        ("return [{", "return ({", r"own.py:9: more than 1000 problems in split 'train'"),
+    ],
+)
+def test_what_depends_on_more_than_the_problem_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, said: str
+) -> None:
+    monkeypatch.setattr(user, "MOST", 1000)
+    text = GOOD.replace('name = "sums"', COUNTING).replace(old, new)
+    if "more than" in said:
+        text = text.replace("for a in range(first, first + 10)]", "for a in __import__('itertools').count())")
+    with pytest.raises(DunwuError, match=said):
+        load_task(write(tmp_path, text))
+
+
 def test_a_score_that_does_not_look_at_the_problem_is_found(tmp_path: Path) -> None:
     """Golds without digits: only those of other problems can tell."""
     letters = GOOD.replace("str(problem['a'] + problem['b'])".replace("'", '"'), '"abcdefghij"[problem["a"] % 10]')
@@ -157,6 +192,21 @@ def test_a_score_that_raises_or_hangs_is_no_zero_and_harms_no_later_call(tmp_pat
     assert found[0].status == "timeout" and found[0].reason == "score took more than 0.5 s"
     assert time.monotonic() - began < 5
     assert task.score(problem, task.gold(problem)).reward == 1.0
+
+
+def test_a_score_that_left_a_process_behind_holds_nobody_up(tmp_path: Path) -> None:
+    """What a forked process holds open must not be waited for, nor closed under the thread that reads it."""
+    text = GOOD.replace(
+        "    return float(",
+        "    import os, time\n    if completion == 'fork':\n        if os.fork() == 0:\n"
+        "            time.sleep(20)\n            os._exit(0)\n        time.sleep(20)\n    return float(",
+    )
+    task = load_task(write(tmp_path, text.replace('name = "sums"', "time_limit = 0.5")))
+    problem = task.problem("train", 0, 0)
+    began = time.monotonic()
+    assert task.score(problem, "fork").status == "timeout"
+    assert task.score(problem, task.gold(problem)).reward == 1.0
+    assert time.monotonic() - began < 10
 
 
 def test_scoring_ends_with_the_process_that_asked(tmp_path: Path) -> None:
