@@ -215,6 +215,38 @@ def test_errors_pass_through() -> None:
         assert Framed(exercise).score(Problem(exercise.name, "", {}, ""), "").status == "error"
 
 
+def test_a_judgement_that_took_too_long_earns_nothing_for_its_form() -> None:
+    class Slow(Echo):
+        def judge(self, problem: Problem, answer: str | None) -> Verdict:
+            return Verdict({}, 0.0, "timeout", "took more than 5 s")
+
+    verdict = Framed(Slow()).score(Echo().draw("train", 0, 0), "train0")
+    assert verdict == Verdict({}, 0.0, "timeout", "took more than 5 s")
+
+
+def test_an_exercise_may_say_itself_what_is_accurate() -> None:
+    class Strict(Echo):
+        def judge(self, problem: Problem, answer: str | None) -> Verdict:
+            return Verdict({"accuracy": 0.0, "helpful": 0.5}, 0.5)
+
+    verdict = Framed(Strict(), "chat", RewardWeights(accuracy=2.0)).score(Echo().draw("train", 0, 0), "hello")
+    assert (verdict.rewards["accuracy"], verdict.reward) == (0.0, 2.0)  # 2 · its reward + the format
+
+
+def test_the_reason_is_the_first_that_stands_in_the_way() -> None:
+    task = Framed(CountdownExercise())
+    reasons = {
+        "<think>so</think>\nIt is so.": split_reply("<think>so</think>\nIt is so.", True).reason,  # no answer to judge
+        "It is <answer>(12-7)*3</answer>.": "no <think>",  # right, and ill formed
+        "<think>so</think>\n<answer>(12-7)*3</answer>": None,
+    }
+    for reply, reason in reasons.items():
+        assert task.score(SOLVED, reply).reason == reason
+    wrong = task.score(SOLVED, "<answer>12*9</answer>")
+    assert wrong.reason and wrong.reason != "no <think>"  # what the judge says comes before the form
+    assert Framed(Echo()).score(Echo().draw("train", 0, 0), "<think>a</think>").reason == "no reply"
+
+
 def test_zero_prompt_of_a_conversation() -> None:
     talk = (
         Message("system", "Be kind."),
@@ -242,6 +274,8 @@ def test_mixture_keeps_shares_and_dispatches() -> None:
         assert mixture.score(problem, gold).reward == 2.0
         answer = mixture.score(problem, gold).answer
         assert mixture.answer_key(problem, answer) is not None and mixture.answer_key(problem, None) is None
+    keys = {mixture.answer_key(replace(problems[0], task=name, data=SOLVED.data), "7") for name in mixture.parts}
+    assert len(keys) == 3  # the same answer to two parts is two answers
     train = {problem.id for problem in problems}
     assert not train & {mixture.problem("test", 0, index).id for index in range(500)}
 
@@ -268,7 +302,7 @@ def test_mixture_scores_in_batches() -> None:
 
 def test_bad_mixtures_and_frames() -> None:
     task = Framed(WordProblems())
-    for parts in ([], [(task, 0.0)], [(task, -1.0)], [(task, float("nan"))]):
+    for parts in ([], [(task, 0.0)], [(task, -1.0)], [(task, float("nan"))], [(task, float("inf"))]):
         with pytest.raises(UsageError, match="shares"):
             Mixture(parts)
     with pytest.raises(UsageError, match="share a name"):

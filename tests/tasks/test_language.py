@@ -70,5 +70,7 @@ def test_language_shares() -> None:
     assert abs(drawn.count("zh") / 4000 - 0.3) < 0.03
     assert {draw_language("t", 0.0, "train", 0, index) for index in range(200)} == {"en"}
     assert {draw_language("t", 1.0, "train", 0, index) for index in range(200)} == {"zh"}
-    with pytest.raises(UsageError, match=r"t: chinese = 2 is not a share"):
-        check_share("t", "chinese", 2)
+    for none in (2, -0.1, True, "0.5", float("nan")):
+        with pytest.raises(UsageError, match=rf"t: chinese = {none!r} is not a share"):
+            check_share("t", "chinese", none)  # type: ignore[arg-type]
+    assert check_share("t", "chinese", 1) == 1.0

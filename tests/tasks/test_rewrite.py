@@ -11,7 +11,7 @@ from dunwu.tasks.countdown_exercise import CountdownExercise, steps
 from dunwu.tasks.expression import ExpressionError, evaluate
 from dunwu.tasks.frames import Framed, RewardWeights, reply_text, split_reply
 from dunwu.tasks.language import consistency, wordless
-from dunwu.tasks.rewrite import rewrite
+from dunwu.tasks.rewrite import rewrite, translate
 from dunwu.types import Problem
 from dunwu.world.knobs import Knobs
 from dunwu.world.web import pages
@@ -56,6 +56,33 @@ def test_rewritten_replies_earn_format_and_language() -> None:
         assert not wordless(str(reply.thinking)) and not wordless(reply.content)
         assert consistency(message.content, language) == 1.0
         assert not re.search(r"[#*_`]{2}|^\s*[-*] ", reply_text(message), re.M)  # no markdown
+
+
+def test_a_chain_is_translated_whole() -> None:
+    for problem, thinking, _ in samples():
+        chinese = translate(thinking, "zh")
+        assert EQUATION.findall(chinese) == EQUATION.findall(thinking)
+        assert len(chinese.splitlines()) == len(thinking.splitlines())
+        assert consistency(chinese, "zh") == 1.0, chinese
+        assert translate(thinking, "en") == thinking
+        if problem.data["language"] == "zh":
+            assert chinese == thinking
+
+
+def test_translations_by_hand() -> None:
+    phrases = {
+        "12+7=19 not 24": "12+7=19不是24",
+        "Wait, if A knight, B knave: A true, B false no": "等等，若A骑士，B无赖：A真，B假，不对",
+        "Hmm, If B knave: A true, B true yes!": "等等，若B无赖：A真，B真，对了！",
+        "Hmm, 3+8=11 no": "等等，3+8=11不对",
+        "First 5+3=8, then 8-2=6": "先5+3=8，再8-2=6",
+        "So 6.": "所以6。",
+        "Try keeping 7:3+12=15": "换一个，留7:3+12=15",
+        "I give up.": "算了，放弃。",
+        "Mein Hut": "Mein Hut",  # no phrase of the world's
+    }
+    for english, chinese in phrases.items():
+        assert translate(english, "zh") == chinese
 
 
 def test_a_countdown_thought_by_hand() -> None:
