@@ -148,13 +148,38 @@ def test_a_rewrite_that_is_not_right_is_left_out(tmp_path: Path, monkeypatch: py
         return replace(real(problem, thinking, answer, seed), content="I forgot.")
 
     monkeypatch.setattr(r1_data, "rewrite", spoilt)
-    rows, _, _ = cold_start(tmp_path / "plain", monkeypatch)
-    assert all(row.messages[-1].content.startswith("<answer>") for row in rows if "id" in row.meta)  # as it was
+    rows, counts, oracle = cold_start(tmp_path / "plain", monkeypatch)
+    kept = [row.messages[-1].content for row in rows if "id" in row.meta]
+    assert len(kept) == counts["kept"] == len(oracle.known)
+    assert all(content.startswith("<answer>") for content in kept)  # as it was
     monkeypatch.setattr(r1_data, "reply_text", lambda reply: "I forgot.")
     monkeypatch.setattr(r1_data, "sample", lambda run, config, stage, model, task, indices, *rest: golds(task, indices))
     rows, counts, _ = cold_start(tmp_path / "lost", monkeypatch)
     assert not [row for row in rows if "id" in row.meta]
     assert counts["reasons"] == {"rewrite not accepted": 30} and counts["kept"] == 0
+
+
+@pytest.mark.parametrize(("consistency", "dropped"), [(0.0, False), (0.99, True)])
+def test_chains_in_another_language_are_kept_as_the_setting_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, consistency: float, dropped: bool
+) -> None:
+    monkeypatch.setattr(r1_data, "translate", lambda thinking, language: thinking)
+    _, counts, oracle = cold_start(tmp_path, monkeypatch, consistency=consistency)
+    chinese = sum(language_of(problem) == "zh" for problem in oracle.known.values())
+    assert counts["kept"] == len(oracle.known) - dropped * chinese
+    assert counts["reasons"].get("mixed language") == (2 * chinese if dropped else None)
+
+
+def test_a_problem_that_is_drawn_twice_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle("zero", range(3), zero_like)
+    monkeypatch.setattr(r1_data, "Endpoint", oracle)
+    real = oracle.task.problem
+    monkeypatch.setattr(oracle.task, "problem", lambda split, seed, index: real(split, seed, index // 2))
+    with Run.open(tmp_path / "run", "r1", {}, 0, Store(tmp_path / "store")) as run:
+        stage = run.stage("before", lambda work: {}, {})
+        groups = r1_data.sample(run, SERVED, "cold-start", stage, oracle.task, range(6), 2, 64)
+    assert [group.problem for group in groups] == list(oracle.known.values())
+    assert oracle.heard == {group.problem.id: 2 for group in groups}
 
 
 # ---- rejection sampling
@@ -244,8 +269,22 @@ def test_a_judge_who_errs_agrees_less(tmp_path: Path, dev3: Path) -> None:
     assert counts["pairs"] == 300
 
 
-def test_pairs_of_dev3_are_asked_beyond_those_that_were_made(tmp_path: Path, dev3: Path) -> None:
-    path, counts = preferences(tmp_path, dev3, sampled=1.0, pairs=20)
-    assert 10 < counts["pairs"] <= 20  # two equal replies, or an empty one, are no pair
-    rows, _ = read_preferences(path / "pairs.jsonl")
-    assert len(rows) == counts["kept"]
+def test_dev3_writes_the_share_of_the_pairs_that_is_set(
+    tmp_path: Path, dev3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_pairs, sampled = r1_data.scored_pairs, r1_data.sample
+    seen: list[Any] = []
+
+    def noting_pairs(seed: int, n: int, chinese: float) -> Any:
+        seen.append(n)
+        return made_pairs(seed, n, chinese)
+
+    def noting_sample(*given: Any) -> Any:
+        seen.append(given[5:7])
+        return sampled(*given)
+
+    monkeypatch.setattr(r1_data, "scored_pairs", noting_pairs)
+    monkeypatch.setattr(r1_data, "sample", noting_sample)
+    _, counts = preferences(tmp_path, dev3, sampled=0.75, pairs=40)
+    assert seen == [10, (range(10, 40), 2)]
+    assert 20 < counts["pairs"] <= 40  # two equal replies, or an empty one, are no pair
