@@ -79,9 +79,9 @@ class ColdStartConfig:
     """Training problems R1-Zero is asked."""
     samples: int = 4
     """Samples of each at temperature 1."""
-    examples: int = 900
+    examples: int = 3000
     """Most examples kept; "thousands" in R1."""
-    general: float = 0.6
+    general: float = 0.95
     """Share of conversations on general requests among them, with a short first-person thought."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
@@ -98,7 +98,7 @@ class ColdStartConfig:
 class RejectionConfig:
     """Data of stage 4: rejection sampling from Dev2, and general data (R1, B.3.3)."""
 
-    problems: int = 4500
+    problems: int = 6500
     """Training problems Dev2 is asked."""
     first: int = 1_000_000
     """Index of the first of them: far beyond what the RL stages ask."""
@@ -114,7 +114,7 @@ class RejectionConfig:
     """Longest paragraph of a chain that is kept, in characters."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
-    clean: float = 0.6
+    clean: float = 0.8
     """Share of the general conversations answered as well as the world can; the rest is what collections are like."""
 
     def validate(self) -> None:
@@ -222,7 +222,7 @@ class TableConfig:
 
     problems: int = 1000
     """Held-out reasoning problems, one sample each, in the shares of the training prompts."""
-    general: int = 192
+    general: int = 256
     """Held-out prompts of each general family."""
     max_tokens: int = 224
     """Longest completion of the table."""

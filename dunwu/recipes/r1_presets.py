@@ -41,12 +41,12 @@ R1_PRESETS: dict[str, R1Config] = {
         pretrain=PretrainConfig(tokens=34_000_000),
         zero=_RL,
         cold_sft=SftConfig(epochs=2, context=320, batch_tokens=4096, lr=1e-3, warmup=5),
-        reasoning=replace(_RL, steps=50),
+        reasoning=replace(_RL, steps=100),
         sft=SftConfig(epochs=2, context=320, batch_tokens=8192, lr=1e-3, warmup=10),
         helpful=RmConfig(lr=5e-4),
         safety=RmConfig(kind="pointwise", lr=5e-4),
         final=FinalConfig(grpo=replace(_RL, steps=30, lr=1e-4, temperature=0.7, schedule="constant")),
-        students=StudentsConfig(rl=replace(_RL, steps=30)),
+        students=StudentsConfig(rl=replace(_RL, steps=30), on_policy=DistillConfig(steps=160, group_size=1)),
     ),
     "tiny": R1Config(
         model="tiny",
@@ -57,7 +57,7 @@ R1_PRESETS: dict[str, R1Config] = {
             tokens=400_000, rows=16, context=128, warmup=10, log_every=10, eval_every=150, save_every=50
         ),
         zero=_TINY_GRPO,
-        cold_start=ColdStartConfig(problems=48, samples=2, examples=40),
+        cold_start=ColdStartConfig(problems=48, samples=2, examples=40, general=0.6),
         cold_sft=_TINY_SFT,
         reasoning=_TINY_GRPO,
         ablation_steps=4,
