@@ -279,6 +279,15 @@ def test_a_json_array(tmp_path: Path) -> None:
     assert len(read_chat(path)[0]) == 2
 
 
+def test_a_byte_order_mark_before_the_first_row_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(f"{mark}{json.dumps({'messages': rows([USER, PLAIN])})}\n" for mark in ("\ufeff", "")), "utf-8"
+    )
+    good, bad = read_chat(path)
+    assert len(good) == 2 and good[0] == good[1] and not bad
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DunwuError, match=r"cannot read .*none\.jsonl"):
         read_chat(tmp_path / "none.jsonl")

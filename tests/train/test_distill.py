@@ -178,16 +178,18 @@ def test_micro_batches_padding_and_row_order_change_nothing(tokenizer: Tokenizer
 def test_loss_is_the_mean_over_completion_tokens_and_prompts_have_no_part(tokenizer: Tokenizer) -> None:
     student, teacher = network(tokenizer), network(tokenizer, seed=1)
     rows = rows_drawn(tokenizer, student)
-    total = count = 0.0
+    total = count = agreed = 0.0
     for row in rows:
         ids = torch.tensor([row.ids])
         logits_T = (model(ids)[0, row.prompt_length - 1 : -1].detach().double() for model in (student, teacher))
         s, t = (F.log_softmax(logits, -1) for logits in logits_T)
         total += float((s.exp() * (s - t)).sum())
         count += row.completion_length
+        agreed += float((s.argmax(-1) == t.argmax(-1)).sum())
     _, metrics = gradient_after(tokenizer, rows, 64)
     assert metrics["distill/reverse_kl"] == pytest.approx(total / count, rel=1e-5)
     assert metrics["distill/trained_tokens"] == count
+    assert metrics["distill/agreement"] == pytest.approx(agreed / count)  # two strangers: nowhere
 
 
 def test_teacher_is_left_as_it_was(tokenizer: Tokenizer) -> None:
@@ -232,6 +234,40 @@ def test_steps_carry_groups_and_metrics_of_what_was_sampled(tokenizer: Tokenizer
     assert [step.metrics["distill/weight_version"] for step in (first, second)] == [1.0, 2.0]
     chat = next(group for group in first.groups if group.problem.messages)
     assert tokenizer.decode(chat.prompt_ids).endswith("<|im_start|>assistant\n")
+
+
+def test_what_is_sampled_and_what_is_compared_have_the_same_temperature(tokenizer: Tokenizer) -> None:
+    student, teacher = network(tokenizer), network(tokenizer, seed=1)
+    before = copy.deepcopy(student)
+    (step,) = steps_of(learner_of(student), teacher, tokenizer, replace(CONFIG, steps=1, temperature=0.5))
+    assert step.metrics["distill/sampler_mismatch"] < 1e-3
+    by_hand = []
+    for row in rows_of(step.groups):
+        ids = torch.tensor([row.ids])
+        logits = (net(ids)[0, row.prompt_length - 1 : -1].detach() for net in (before, teacher))
+        by_hand += reverse_kl(*logits, 0.5).tolist()
+    assert step.metrics["distill/reverse_kl"] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
+
+
+def test_dropout_is_off_where_the_students_samples_are_compared(tokenizer: Tokenizer) -> None:
+    student = network(tokenizer)
+    student.set_dropout(0.5)
+    student.train()
+    (step,) = steps_of(learner_of(student), network(tokenizer, seed=1), tokenizer, replace(CONFIG, steps=1))
+    assert step.metrics["distill/sampler_mismatch"] < 1e-3
+
+
+def test_every_sample_has_dice_of_its_own(tokenizer: Tokenizer) -> None:
+    engine, drawn = Engine(network(tokenizer), tokenizer), []
+
+    class Noting:
+        def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams):  # type: ignore[no-untyped-def]
+            drawn.extend(seed for row in seeds for seed in row)
+            return engine.sample(prompts, seeds, params)
+
+    for seed, step in ((0, 0), (0, 1), (1, 0)):
+        collect(Noting(), tokenizer, Lengths(), CONFIG, seed, step)
+    assert len(set(drawn)) == len(drawn) == 3 * 8
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_models_see_the_conversation_with_the_parsed_reply_in_one_call() -> None
     expected = [[*ASKED, Message("assistant", "A.", "Hm.")], [*ASKED, Message("assistant", "B.")]]
     for scorer in (helpful, safety):
         assert cast(Any, scorer).calls == [expected]
+    task.score(problems[0], "\n <think>Hm.</think>\nA.\n")  # blank space around a reply is no part of it
+    assert cast(Any, helpful).calls[-1] == expected[:1]
     bare = Problem("general", "g", {}, "Say hi.")
     task.score(bare, "Hi.")
     assert cast(Any, helpful).calls[-1] == [[Message("user", "Say hi."), Message("assistant", "Hi.")]]

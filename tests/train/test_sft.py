@@ -175,6 +175,27 @@ def test_a_resumed_run_ends_with_the_same_bits(stop: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), whole.parameters()))
 
 
+def test_dropout_is_drawn_anew_for_every_update_and_seed() -> None:
+    def losses(dropout: float, seed: int) -> list[float]:
+        net, config = model(), replace(CONFIG, dropout=dropout, lr=1e-12, epochs=4, warmup=0)
+        return [step.metrics["sft/loss"] for step in sft(net, MasterAdamW(net), examples(3)[:1], config, seed)]
+
+    still = losses(0.0, 0)
+    assert still == pytest.approx([still[0]] * 4, abs=1e-6)
+    drawn = losses(0.5, 0) + losses(0.5, 1)
+    assert min(abs(a - b) for n, a in enumerate(drawn) for b in [still[0], *drawn[:n]]) > 1e-5
+    assert losses(0.5, 0) == drawn[:4]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_leaves_the_mode_as_it_was_and_drops_nothing_out(training: bool) -> None:
+    net = model()
+    plain = sft_loss(net, examples(3), CONFIG)
+    net.set_dropout(0.5)
+    net.train(training)
+    assert sft_loss(net, examples(3), CONFIG) == plain and net.training is training
+
+
 def test_bad_numbers_stop_it(tmp_path: Path) -> None:
     net = model()
     with torch.no_grad():
