@@ -8,7 +8,6 @@ Bad rows are named, counted and kept. Both ways resume after a kill; what a serv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from dunwu.recipes.sft import chat_data, fine_tune
 from dunwu.recipes.sft_config import SftRunConfig
 from dunwu.recipes.stages import data_digest, file_digest, model_digest
 from dunwu.recipes.user_data import BAD_ROWS, tell_bad_rows
+from dunwu.rollout.cache import in_chunks
 from dunwu.rollout.endpoint import Endpoint, is_url
 from dunwu.rollout.engine import Engine
 from dunwu.rollout.local import LocalChat
@@ -101,20 +101,17 @@ def teacher_answers(run: Run, config: DistillRunConfig, asked: Artifact) -> Arti
     def build(work: Path) -> dict[str, object]:
         teacher = _teacher(run, config)
         todo = [(problem, n) for problem in read_prompts(asked) for n in range(config.samples)]
-        parts = work / "scratch"  # not part of the artifact: one file for each chunk that is answered
-        parts.mkdir(exist_ok=True)
+
+        def ask(start: int, end: int) -> list[dict[str, Any]]:
+            part = todo[start:end]
+            seeds = [derive_seed("teacher", run.seed, problem.id, n) for problem, n in part]
+            return _answers(teacher, [problem.messages for problem, _ in part], seeds, params)
+
         rows: list[dict[str, Any]] = []
         with Progress(len(todo), "teacher-answers", "answers") as progress:
-            for start in range(0, len(todo), config.chunk):
-                part = todo[start : start + config.chunk]
-                # Both ends in the name: after a kill the run may go on with another --chunk.
-                file = parts / f"{start}-{start + len(part)}.json"
-                if not file.exists():
-                    seeds = [derive_seed("teacher", run.seed, problem.id, n) for problem, n in part]
-                    answers = _answers(teacher, [problem.messages for problem, _ in part], seeds, params)
-                    write_atomically(file, json.dumps(answers))
-                rows += json.loads(file.read_text("utf-8"))
-                progress.update(min(len(todo), start + config.chunk))
+            for answered in in_chunks(work / "scratch", len(todo), config.chunk, ask):
+                rows += answered
+                progress.update(len(rows))
         kept = [
             ChatExample((*problem.messages, Message(**row["message"])), problem.meta)
             for (problem, _), row in zip(todo, rows, strict=True)

@@ -25,7 +25,7 @@ from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_tasks import general_exercise, general_task, reasoning_task, tasks_key
 from dunwu.recipes.stages import file_digest, model_digest
-from dunwu.rollout.cache import CachedChat
+from dunwu.rollout.cache import CachedChat, in_chunks
 from dunwu.rollout.endpoint import Endpoint, is_url
 from dunwu.rollout.engine import Engine
 from dunwu.rollout.judge import Pair, judge_figures, judge_pairs
@@ -54,6 +54,8 @@ from dunwu.types import (
 from dunwu.world.general import safety_rows, scored_pairs, sft_examples
 
 CHAT, PAIRS, SAFETY, COUNTS = "chat.jsonl", "pairs.jsonl", "safety.jsonl", "counts.json"
+SERVED = 64
+"""Answers of a served model that are asked for between two writes."""
 VERSION = "4"
 """Of the code of these stages and of the world's data they take; raise it when either makes other rows."""
 
@@ -65,7 +67,7 @@ def cold_start(run: Run, config: R1Config, zero: Artifact) -> Artifact:
     def build(work: Path) -> dict[str, object]:
         asked, talks = reasoning_task(config.tasks, "zero", 0.0), reasoning_task(config.tasks, "chat", 0.0)
         indices = range(wanted.problems)
-        drawn = sample(run, config, "cold-start", zero, asked, indices, wanted.samples, config.zero.max_tokens)
+        drawn = sample(run, config, "cold-start", zero, asked, indices, wanted.samples, config.zero.max_tokens, work)
         groups, translated = _translated(drawn)
         chosen = select(groups, SelectionRules(language=wanted.consistency, prefer="random", seed=run.seed))
         reasoning, refused = _rewritten(talks, indices, chosen.kept, run.seed)
@@ -96,7 +98,9 @@ def rejection(run: Run, config: R1Config, dev2: Artifact) -> Artifact:
         asked = reasoning_task(config.tasks, "chat", 0.0)
         # Other problems than the RL stages began with.
         indices = range(wanted.first, wanted.first + wanted.problems)
-        groups = sample(run, config, "rejection", dev2, asked, indices, wanted.samples, config.reasoning.max_tokens)
+        groups = sample(
+            run, config, "rejection", dev2, asked, indices, wanted.samples, config.reasoning.max_tokens, work
+        )
         rules = SelectionRules(
             per_prompt=wanted.per_problem, language=wanted.consistency, paragraph=wanted.paragraph, seed=run.seed
         )
@@ -121,7 +125,7 @@ def preferences(run: Run, config: R1Config, dev3: Artifact) -> Artifact:
 
     def build(work: Path) -> dict[str, object]:
         exercise = general_exercise(config.tasks)
-        asked, pairs = _pairs(run, config, dev3)
+        asked, pairs = _pairs(run, config, dev3, work)
         problem_of = {_spoken(problem.messages): problem for problem in asked}
 
         def truth(messages: Sequence[Message], reply: Message) -> float:
@@ -143,13 +147,21 @@ def preferences(run: Run, config: R1Config, dev3: Artifact) -> Artifact:
 
 
 def sample(
-    run: Run, config: R1Config, stage: str, model: Artifact, task: Task, indices: range, samples: int, max_tokens: int
+    run: Run,
+    config: R1Config,
+    stage: str,
+    model: Artifact,
+    task: Task,
+    indices: range,
+    samples: int,
+    max_tokens: int,
+    work: Path,
 ) -> list[Group]:
-    """`samples` completions at T = 1 of each of these training problems, judged."""
+    """`samples` completions at T = 1 of each of these training problems, judged; what is served is kept in `work`."""
     problems = list({p.id: p for p in (task.problem("train", run.seed, index) for index in indices)}.values())
     params = SamplingParams(max_tokens=max_tokens)
     if config.sampler and stage != "preferences":  # those pairs are Dev3's own
-        return _served(config, task, problems, samples, params, derive_seed(stage, run.seed))
+        return _served(config, stage, task, problems, samples, params, derive_seed(stage, run.seed), work)
     encoder = load_tokenizer(model.path / MODEL)
     engine = Engine(load_model(model.path / MODEL, resolve_device(config.device)), encoder)
     groups: list[Group] = []
@@ -163,16 +175,31 @@ def sample(
 
 
 def _served(
-    config: R1Config, task: Task, problems: Sequence[Problem], samples: int, params: SamplingParams, seed: int
+    config: R1Config,
+    stage: str,
+    task: Task,
+    problems: Sequence[Problem],
+    samples: int,
+    params: SamplingParams,
+    seed: int,
+    work: Path,
 ) -> list[Group]:
-    """The same from an endpoint; its completions have no ids."""
-    talks = [problem.messages or (Message("user", problem.prompt),) for problem in problems for _ in range(samples)]
-    seeds = [derive_seed("served", seed, problem.id, n) for problem in problems for n in range(samples)]
-    answers = iter(Endpoint(config.sampler, config.sampler_model).complete(talks, seeds, params))
-    drawn = [
-        [Completion(reply_text(a.message), (), (), a.finish_reason, 0) for a in islice(answers, samples)]
-        for _ in problems
-    ]
+    """The same from an endpoint, saved a chunk at a time; its completions have no ids."""
+    todo = [(problem, n) for problem in problems for n in range(samples)]
+    endpoint = Endpoint(config.sampler, config.sampler_model)
+
+    def ask(start: int, end: int) -> list[list[str]]:
+        part = todo[start:end]
+        talks = [problem.messages or (Message("user", problem.prompt),) for problem, _ in part]
+        seeds = [derive_seed("served", seed, problem.id, n) for problem, n in part]
+        return [[reply_text(a.message), a.finish_reason] for a in endpoint.complete(talks, seeds, params)]
+
+    rows: list[Completion] = []
+    with Progress(len(todo), f"{stage}: sampling", "answers") as progress:
+        for answered in in_chunks(work / "scratch" / "served", len(todo), SERVED, ask):
+            rows += [Completion(text, (), (), reason, 0) for text, reason in answered]
+            progress.update(len(rows))
+    drawn = [rows[start : start + samples] for start in range(0, len(rows), samples)]
     verdicts = judge_groups(task, problems, drawn)
     return [
         Group(problem, (), tuple(map(Rollout, completions, judged)))
@@ -222,7 +249,7 @@ def _thoughtful(config: R1Config, seed: int) -> Iterator[ChatExample]:
     return (row for row in rows if row.messages[-1].reasoning_content is not None)
 
 
-def _pairs(run: Run, config: R1Config, dev3: Artifact) -> tuple[list[Problem], list[Pair]]:
+def _pairs(run: Run, config: R1Config, dev3: Artifact, work: Path) -> tuple[list[Problem], list[Pair]]:
     """Pairs of replies to general prompts: some of known kinds, some both written by Dev3; and what was asked."""
     wanted = config.preferences
     made = round(wanted.pairs * (1 - wanted.sampled))
@@ -233,7 +260,7 @@ def _pairs(run: Run, config: R1Config, dev3: Artifact) -> tuple[list[Problem], l
         pairs.append((problem.messages, a, b))
     task = general_task(config.tasks)
     indices = range(made, wanted.pairs)
-    for group in sample(run, config, "preferences", dev3, task, indices, 2, config.final.grpo.max_tokens):
+    for group in sample(run, config, "preferences", dev3, task, indices, 2, config.final.grpo.max_tokens, work):
         a, b = (parse_reply(rollout.completion.text) for rollout in group.rollouts)
         if a.content.strip() and b.content.strip() and a.content != b.content:
             asked.append(group.problem)

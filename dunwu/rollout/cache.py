@@ -1,18 +1,20 @@
-"""Replies kept on disk, so that a judge is never asked the same thing twice, however often a run is killed.
+"""Replies kept on disk, so that nobody is asked the same thing twice, however often a run is killed.
 
-One line of JSON per reply, appended whole before the next batch is asked for. A line that cannot be read (a torn end
-after a power cut, a damaged byte) is ignored and counted: its question is asked again.
+`CachedChat` is for a judge, who may be asked in any order: one line of JSON per reply, appended whole before the next
+batch is asked for. A line that cannot be read (a torn end after a power cut, a damaged byte) is ignored and counted: its
+question is asked again. `in_chunks` is for a list that is asked from its beginning to its end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from dunwu.disk import canonical_json, disk_errors
+from dunwu.disk import canonical_json, disk_errors, write_atomically
 from dunwu.types import ChatModel, Message, SamplingParams
 
 BATCH = 64
@@ -82,3 +84,30 @@ class CachedChat:
             file.write(text.encode())
         self.asked += len(rows)
         self._known |= dict(zip(keys, replies, strict=True))
+
+
+def in_chunks(folder: Path, total: int, chunk: int, ask: Callable[[int, int], list[Any]]) -> Iterator[list[Any]]:
+    """`ask(start, end)` of every chunk of 0 … total, in order; what `folder` holds already is not asked again.
+
+    Args:
+        folder: one file for each chunk that is answered; created. Both ends are in its name, so that a killed run may go on
+            with another `chunk`.
+        ask: answers as JSON values.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     first = list(in_chunks(Path(folder), 5, 2, lambda start, end: list(range(start, end))))
+        ...     again = list(in_chunks(Path(folder), 5, 2, lambda start, end: []))
+        >>> first, again == first
+        ([[0, 1], [2, 3], [4]], True)
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, total, chunk):
+        end = min(total, start + chunk)
+        file = folder / f"{start}-{end}.json"
+        if not file.exists():
+            write_atomically(file, json.dumps(ask(start, end)))
+        answers: list[Any] = json.loads(file.read_text("utf-8"))
+        yield answers

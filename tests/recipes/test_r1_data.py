@@ -97,6 +97,40 @@ def cold_start(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
     return rows, counts, oracle
 
 
+def test_what_a_served_model_has_answered_is_not_asked_again_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third request dies; the second run asks for what is missing and ends with the rows of a run that was not cut."""
+
+    class Mortal(Oracle):
+        left = 2
+
+        def complete(
+            self, talks: Sequence[Sequence[Message]], seeds: Sequence[int], params: SamplingParams
+        ) -> list[Answer]:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return super().complete(talks, seeds, params)
+
+    monkeypatch.setattr(r1_data, "SERVED", 32)
+    whole, _, undisturbed = cold_start(tmp_path / "whole", monkeypatch)
+    mortal = Mortal("zero", range(30), zero_like)
+    monkeypatch.setattr(r1_data, "Endpoint", mortal)
+    config = replace(SERVED, cold_start=ColdStartConfig(problems=30, samples=4, examples=100, general=0.4))
+
+    def build(run: Run, zero: Artifact) -> Artifact:
+        return r1_data.cold_start(run, config, zero)
+
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "cut", build)
+    assert sum(mortal.heard.values()) == 64
+    mortal.left = 100
+    path, _ = made(tmp_path / "cut", build)
+    assert mortal.heard == undisturbed.heard
+    assert read_chat(path / "chat.jsonl")[0] == whole
+
+
 def test_cold_start_keeps_right_samples_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, counts, oracle = cold_start(tmp_path, monkeypatch)
     problems = list(oracle.known.values())
@@ -177,7 +211,7 @@ def test_a_problem_that_is_drawn_twice_is_asked_once(tmp_path: Path, monkeypatch
     monkeypatch.setattr(oracle.task, "problem", lambda split, seed, index: real(split, seed, index // 2))
     with Run.open(tmp_path / "run", "r1", {}, 0, Store(tmp_path / "store")) as run:
         stage = run.stage("before", lambda work: {}, {})
-        groups = r1_data.sample(run, SERVED, "cold-start", stage, oracle.task, range(6), 2, 64)
+        groups = r1_data.sample(run, SERVED, "cold-start", stage, oracle.task, range(6), 2, 64, tmp_path)
     assert [group.problem for group in groups] == list(oracle.known.values())
     assert oracle.heard == {group.problem.id: 2 for group in groups}
 
