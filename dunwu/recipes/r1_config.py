@@ -81,7 +81,7 @@ class ColdStartConfig:
     """Samples of each at temperature 1."""
     examples: int = 3000
     """Most examples kept; "thousands" in R1."""
-    general: float = 0.95
+    general: float = 0.92
     """Share of conversations on general requests among them, with a short first-person thought."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
