@@ -68,6 +68,8 @@ class Run:
     def open(cls, dir: Path, recipe: str, config: Mapping[str, Any], seed: int, store: Store | None = None) -> Run:
         """Create the folder, or resume the same recipe, config and seed in it.
 
+        A run that stopped before its first stage (a mistyped flag, say) left nothing: any other may take its folder.
+
         Raises:
             UsageError: the folder holds another run (the differing fields are named) or something else.
             DunwuError: another process is writing it.
@@ -81,6 +83,8 @@ class Run:
             dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive_lock(dir / ".lock", what=f"the run folder {dir}", wait=False))
             before = read_json(file) if file.exists() else {}
+            if not _begun(dir, before):
+                before = {}
             if before:
                 _check_same(dir, before, record)
             record |= {
@@ -306,12 +310,19 @@ def _group_record(group: Group) -> dict[str, Any]:
     }
 
 
+def _begun(directory: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a run that did not finish left anything but its record."""
+    metrics = directory / METRICS
+    left = (directory / "stages").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+    return bool(record) and (record.get("status") == "done" or left)
+
+
 def _check_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     names = ("recipe", "seed", "config")
     there, here = (_flat({name: record.get(name) for name in names}) for record in (before, now))
     differing = [name for name in there.keys() | here.keys() if there.get(name) != here.get(name)]
     if differing:
-        shown = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} now" for name in sorted(differing)[:4])
+        shown = ", ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} now" for name in sorted(differing)[:4])
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         cure = "choose another --out, or the same settings to resume"
         raise UsageError(f"{directory} holds a run with other settings: {shown}{more}", cure)

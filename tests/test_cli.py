@@ -187,6 +187,11 @@ def test_runs_and_gc_know_what_was_made(demo: Any, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith("0 things removed")
 
 
+def test_runs_of_a_folder_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["doctor"], ["recipes"], ["runs"], ["tasks"], ["tasks", "show", "countdown"]])
 def test_json_is_one_object_alone_on_stdout(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -289,6 +289,20 @@ def test_another_config_in_the_same_folder_is_refused_by_name(tmp_path: Path, st
         Run.open(tmp_path / "run", "demo", {"lr": 0.1, "inner": {"steps": 3}}, 1, store)
 
 
+def test_a_run_that_stopped_before_its_first_stage_leaves_the_folder_to_any_other(tmp_path: Path, store: Store) -> None:
+    for closing in ("failed", "interrupted"):
+        open_run(tmp_path / "run", store, base="mistyped").finish(closing)
+        run = open_run(tmp_path / "run", store, base="")
+        run.finish("failed")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"] == {"base": ""} and record["resumed"] == []
+    with open_run(tmp_path / "run", store, base="") as run:
+        run.log("train", 1, {"loss": 1.0})
+        run.finish("failed")
+    with pytest.raises(UsageError, match="base '' there, 'other' now"):
+        open_run(tmp_path / "run", store, base="other")
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, store: Store) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_text("")

@@ -11,7 +11,8 @@ from dunwu.types import UsageError
 
 MOST_STAGES = 8
 """Stages of a run that `dunwu runs` names one by one."""
-_FOLDER = arg("folder", nargs="?", type=Path, default=Path("runs"), metavar="FOLDER", help="where the runs are (runs)")
+_RUNS = Path("runs")
+_FOLDER = arg("folder", nargs="?", type=Path, default=_RUNS, metavar="FOLDER", help="where the runs are (runs)")
 
 
 def _doctor(args: argparse.Namespace) -> Result:
@@ -52,7 +53,7 @@ def _run(args: argparse.Namespace) -> Result:
         raise UsageError(f"{recipe.name} has no preset {preset!r}", f"choose from {', '.join(recipe.presets)}")
     config = parse_flags(recipe.presets[preset], args.rest, also=args.flags)
     suffix = ("" if preset == recipe.default_preset else f"-{preset}") + (f"-seed{args.seed}" if args.seed else "")
-    out = args.out or Path("runs") / f"{recipe.name}{suffix}"
+    out = args.out or _RUNS / f"{recipe.name}{suffix}"
     tell = recipe.load()
     with Run.open(out, recipe.name, config, args.seed) as run:
         tell(run, config)
@@ -95,6 +96,8 @@ RECIPES = Command("what can be run", _recipes, _show_recipes)
 def _runs(args: argparse.Namespace) -> Result:
     from dunwu.log import summarize
 
+    if not args.folder.exists() and args.folder != _RUNS:
+        raise UsageError(f"no such folder: {args.folder}", "name the folder that holds run folders")
     return {"runs": [summarize(file.parent) for file in sorted(args.folder.glob("*/run.json"))]}
 
 
