@@ -14,6 +14,12 @@ KlEstimator = Literal["k1", "k3", "k3_unbiased"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
+def check_rate(lr: float) -> None:
+    """Raise UsageError for a learning rate that climbs the loss, or is no number."""
+    if not lr >= 0:
+        raise UsageError(f"lr is {lr}", "use 0 or more")
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Next-token training on packed shards."""
@@ -58,6 +64,7 @@ class PretrainConfig:
         """Raise UsageError for settings that cannot work."""
         if min(self.tokens, self.rows, self.context, self.log_every, self.eval_every, self.save_every) < 1:
             raise UsageError("tokens, rows, context and the every-counts begin at 1", "raise the one below 1")
+        check_rate(self.lr)
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout {self.dropout} is no share", "choose 0 or more and less than 1")
 
@@ -100,6 +107,7 @@ class SftConfig:
         counts = ("epochs", "context", "batch_tokens", "micro_tokens")
         if low := [name for name in counts if getattr(self, name) < 1]:
             raise UsageError(f"{low[0]} is {getattr(self, low[0])}", "use 1 or more")
+        check_rate(self.lr)
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout {self.dropout} is no share", "choose 0 or more and less than 1")
         if self.loss_norm not in ("token", "sequence"):
@@ -171,9 +179,10 @@ class GrpoConfig:
             raise UsageError(f"group_size {self.group_size} has no siblings to compare", "use 2 or more")
         if self.temperature <= 0:
             raise UsageError(f"temperature {self.temperature} cannot explore", "use a temperature above 0")
-        counts = ("problems", "minibatches", "dynamic_rounds", "max_tokens", "micro_tokens")
+        counts = ("steps", "problems", "minibatches", "dynamic_rounds", "max_tokens", "micro_tokens")
         if low := [name for name in counts if getattr(self, name) < 1]:
             raise UsageError(f"{low[0]} is {getattr(self, low[0])}", "use 1 or more")
+        check_rate(self.lr)
         if self.overlong == "penalty" and not 0 <= self.overlong_buffer <= self.max_tokens:
             raise UsageError(
                 f"overlong_buffer {self.overlong_buffer} of {self.max_tokens} tokens", "use 0 to max_tokens"

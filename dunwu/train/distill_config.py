@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dunwu.train.config import Schedule
+from dunwu.train.config import Schedule, check_rate
 from dunwu.types import UsageError
 
 
@@ -44,5 +44,6 @@ class DistillConfig:
         counts = ("steps", "problems", "group_size", "max_tokens", "micro_tokens")
         if low := [name for name in counts if getattr(self, name) < 1]:
             raise UsageError(f"{low[0]} is {getattr(self, low[0])}", "use 1 or more")
+        check_rate(self.lr)
         if not self.temperature > 0:
             raise UsageError(f"temperature {self.temperature} has no distribution to learn", "use one above 0")

@@ -179,6 +179,7 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, name: str, content: byte
         {"vocab_size": 100},
         {"pretrain": PretrainConfig(dropout=1.0)},
         {"pretrain": PretrainConfig(rows=0)},
+        {"pretrain": PretrainConfig(lr=-1e-3)},
         {"curve_tokens": 0},
     ],
 )

@@ -320,7 +320,9 @@ def test_numbers_gone_bad_stop_the_run_before_the_update(tokenizer: Tokenizer, t
     assert saved == [list(row.ids) for row in rows_of(groups)]
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"problems": 0}, {"steps": 0}, {"temperature": math.nan}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"problems": 0}, {"steps": 0}, {"lr": -1.0}, {"temperature": math.nan}]
+)
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         replace(CONFIG, **wrong).validate()  # type: ignore[arg-type]

@@ -675,7 +675,15 @@ def test_a_reward_that_is_no_number_reaches_neither_weights_nor_means(tokenizer:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"group_size": 1}, {"temperature": 0.0}, {"problems": 0}, {"minibatches": 0}, {"dynamic_rounds": 0}],
+    [
+        {"group_size": 1},
+        {"temperature": 0.0},
+        {"problems": 0},
+        {"minibatches": 0},
+        {"dynamic_rounds": 0},
+        {"steps": -3},
+        {"lr": -1e-4},
+    ],
 )
 def test_settings_that_cannot_work_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -206,7 +206,16 @@ def test_bad_numbers_stop_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 0}, {"context": 0}, {"batch_tokens": 0}, {"dropout": 1.0}, {"loss_norm": "prompt"}]
+    "change",
+    [
+        {"epochs": 0},
+        {"lr": -1e-3},
+        {"lr": float("nan")},
+        {"context": 0},
+        {"batch_tokens": 0},
+        {"dropout": 1.0},
+        {"loss_norm": "prompt"},
+    ],
 )
 def test_settings_that_cannot_work(change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
