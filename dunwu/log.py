@@ -68,7 +68,8 @@ class Run:
     def open(cls, dir: Path, recipe: str, config: Mapping[str, Any], seed: int, store: Store | None = None) -> Run:
         """Create the folder, or resume the same recipe, config and seed in it.
 
-        A run that stopped before its first stage (a mistyped flag, say) left nothing: any other may take its folder.
+        A run that failed at or before its first stage (a mistyped flag, a bad file) left nothing: any other may take its
+        folder.
 
         Raises:
             UsageError: the folder holds another run (the differing fields are named) or something else.
@@ -85,6 +86,8 @@ class Run:
             before = read_json(file) if file.exists() else {}
             if not _begun(dir, before):
                 before = {}
+                for failed in (dir / "stages").glob("*.json"):
+                    failed.unlink()
             if before:
                 _check_same(dir, before, record)
             record |= {
@@ -313,7 +316,8 @@ def _group_record(group: Group) -> dict[str, Any]:
 def _begun(directory: Path, record: Mapping[str, Any]) -> bool:
     """Whether a run that did not finish left anything but its record."""
     metrics = directory / METRICS
-    left = (directory / "stages").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+    stages = (read_json(file)["status"] for file in (directory / "stages").glob("*.json"))
+    left = any(status != "failed" for status in stages) or (metrics.exists() and metrics.stat().st_size > 0)
     return bool(record) and (record.get("status") == "done" or left)
 
 

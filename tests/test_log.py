@@ -289,13 +289,22 @@ def test_another_config_in_the_same_folder_is_refused_by_name(tmp_path: Path, st
         Run.open(tmp_path / "run", "demo", {"lr": 0.1, "inner": {"steps": 3}}, 1, store)
 
 
-def test_a_run_that_stopped_before_its_first_stage_leaves_the_folder_to_any_other(tmp_path: Path, store: Store) -> None:
+def test_a_run_that_failed_at_its_first_stage_leaves_the_folder_to_any_other(tmp_path: Path, store: Store) -> None:
     for closing in ("failed", "interrupted"):
         open_run(tmp_path / "run", store, base="mistyped").finish(closing)
         run = open_run(tmp_path / "run", store, base="")
         run.finish("failed")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["config"] == {"base": ""} and record["resumed"] == []
+
+    def bad_file(work: Path) -> dict[str, object]:
+        raise DunwuError("none of the rows can be used", "mend them")
+
+    with pytest.raises(DunwuError), open_run(tmp_path / "run", store, base="") as run:
+        run.stage("data", bad_file, {})
+    assert (tmp_path / "run" / "stages" / "data.json").exists()
+    open_run(tmp_path / "run", store, base="better").finish("failed")
+    assert not (tmp_path / "run" / "stages" / "data.json").exists()
     with open_run(tmp_path / "run", store, base="") as run:
         run.log("train", 1, {"loss": 1.0})
         run.finish("failed")
