@@ -66,9 +66,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed calls of `write_atomically` left anywhere below a folder that nobody else writes."""
-    for file in folder.rglob(".*.tmp"):
-        file.unlink(missing_ok=True)
+    """Remove what killed calls of `write_atomically` and of safetensors' `save_file` (`.tmp` and six characters) left
+    anywhere below a folder that nobody else writes."""
+    for pattern in (".*.tmp", ".tmp??????"):
+        for file in folder.rglob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def explain_os_error(error: OSError, path: Path | str | None = None) -> DunwuError | None:

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dunwu.disk import LockHeld, disk_errors, exclusive_lock, plain, write_atomically
 from dunwu.store import Artifact, Store, resolve_folder, resolve_model
@@ -268,6 +270,23 @@ def test_write_atomically_leaves_the_old_text_if_it_fails(tmp_path: Path, monkey
     with pytest.raises(OSError, match="full"):
         write_atomically(tmp_path / "f", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "old")]
+
+
+def test_what_a_killed_save_file_left_does_not_become_part_of_the_artifact(store: Store) -> None:
+    import resource  # not on Windows
+
+    with store.building("weights") as work:
+
+        def killed_in_the_middle() -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+            save_file({"a": np.zeros(1 << 20, np.float32)}, work / "w")
+
+        assert in_child(killed_in_the_middle) & 0x7F == signal.SIGXFSZ
+        assert len(list(work.iterdir())) == 1  # the file under a name of safetensors' own
+        (work / "w").write_bytes(b"whole")
+        artifact = store.commit("weights", work, {})
+    assert sorted(file.name for file in artifact.path.iterdir()) == ["COMPLETE", "manifest.json", "w"]
 
 
 def test_plain_refuses_what_json_cannot_say() -> None:

@@ -79,9 +79,9 @@ class ColdStartConfig:
     """Training problems R1-Zero is asked."""
     samples: int = 4
     """Samples of each at temperature 1."""
-    examples: int = 3000
+    examples: int = 900
     """Most examples kept; "thousands" in R1."""
-    general: float = 0.92
+    general: float = 0.6
     """Share of conversations on general requests among them, with a short first-person thought."""
     consistency: float = 0.99
     """Least language consistency of a chain that is kept."""
@@ -130,7 +130,7 @@ class RejectionConfig:
 class PreferenceConfig:
     """Data of stage 6: pairs for the helpful reward model, labelled replies for the safety one (R1, B.3.4)."""
 
-    pairs: int = 24_000
+    pairs: int = 48_000
     """Pairs the judge is shown; 66k in R1."""
     sampled: float = 0.3
     """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""
