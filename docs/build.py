@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code th
 
 import blocks_r1  # noqa: E402
 import blocks_results  # noqa: E402
+import blocks_speed  # noqa: E402
 import blocks_world  # noqa: E402
 from blocks_results import PICTURE, Results  # noqa: E402
 
@@ -59,6 +60,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "settings": blocks_results.settings_table,
     "records": blocks_results.records_table,
     "doors": blocks_results.doors,
+    "speed": blocks_speed.speed,
     "world-knobs": blocks_world.knobs_table,
     "world-hands": blocks_world.hands_table,
     "world-samples": blocks_world.samples,

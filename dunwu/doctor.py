@@ -18,6 +18,7 @@ EXTRAS = {
     "hf": ("transformers",),
     "ray": ("ray",),
     "vllm": ("vllm",),
+    "bench": ("trl", "accelerate", "xllamacpp", "gguf"),
     "dev": ("pytest", "ruff", "mypy"),
 }
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -37,7 +38,7 @@ def examine() -> dict[str, Any]:
         "threads": machine.threads(),
         "memory_gib": machine.memory_gib(),
         "extras": {name: all(map(machine.library_version, needs)) for name, needs in EXTRAS.items()},
-        "compiler": next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None),
+        "native": _native(),
         "home": _home(default_home()),
     }
     facts["findings"] = judge(facts)
@@ -67,8 +68,17 @@ def judge(facts: dict[str, Any]) -> list[dict[str, str]]:
     if facts["threads"] > facts["cores"]:
         cure = f"export OMP_NUM_THREADS={facts['cores']}"
         say("slow", f"torch computes with {facts['threads']} threads on {facts['cores']} cores", cure)
-    if facts["compiler"] is None:
-        say("slow", "no C compiler: compiled kernels are off", "install gcc or clang; everything runs without")
+    native = facts["native"]
+    if native["dtypes"]:
+        say(
+            "ok",
+            f"native sampling and training on the processor: {', '.join(native['dtypes'])}; compiler {native['compiler']}",
+        )
+    elif native["off"]:
+        say("slow", "native kernels are switched off", "unset DUNWU_NATIVE")
+    else:
+        cure = "install gcc or clang, or set CC; everything runs without, several times slower"
+        say("slow", "no C compiler: native kernels are off", cure)
     features = facts["cpu_features"]
     if torch["gpu"]:
         say("ok", f"GPU: {torch['gpu']}")
@@ -79,6 +89,18 @@ def judge(facts: dict[str, Any]) -> list[dict[str, str]]:
     else:
         say("slow", "no GPU and no vector unit torch can use", "use --preset tiny, or another machine")
     return found
+
+
+def _native() -> dict[str, Any]:
+    """The compiler, and the dtypes its kernels would compute with here; nothing is compiled for looking."""
+    try:
+        from dunwu.native import build
+    except (ImportError, OSError):  # torch does not load, and that is said elsewhere
+        return {"dtypes": [], "compiler": None, "off": False}
+    command = build.compiler()
+    off = os.environ.get("DUNWU_NATIVE") == "0"
+    dtypes = ["float32", "bfloat16"] if build.BF16 in machine.cpu_flags() else ["float32"]
+    return {"dtypes": [] if off or command is None else dtypes, "compiler": command and " ".join(command), "off": off}
 
 
 def _torch() -> dict[str, Any]:

@@ -39,7 +39,8 @@ def test_this_machine_can_run_dunwu(facts: dict[str, Any], tmp_path: Path) -> No
         ({"home": {"path": "/h", "writable": True, "free_gib": 0.5}}, "slow", "0.5 GiB free at /h", "gc"),
         ({"memory_gib": 2.0}, "slow", "2.0 GiB of memory", "--preset tiny"),
         ({"threads": 64, "cores": 2}, "slow", "64 threads on 2 cores", "OMP_NUM_THREADS=2"),
-        ({"compiler": None}, "slow", "no C compiler", "gcc"),
+        ({"native": {"dtypes": [], "compiler": None, "off": False}}, "slow", "no C compiler", "gcc"),
+        ({"native": {"dtypes": [], "compiler": "cc", "off": True}}, "slow", "switched off", "DUNWU_NATIVE"),
     ],
 )
 def test_each_trouble_has_its_cure(
@@ -48,4 +49,5 @@ def test_each_trouble_has_its_cure(
     found = [finding for finding in doctor.judge(facts | change) if what in finding["what"]]
     assert [finding["level"] for finding in found] == [level]
     assert cure in found[0]["cure"]
-    assert what not in str(doctor.judge(facts | {"threads": 1, "compiler": "cc", "memory_gib": 9.0}))
+    native = {"dtypes": ["float32"], "compiler": "cc", "off": False}
+    assert what not in str(doctor.judge(facts | {"threads": 1, "native": native, "memory_gib": 9.0}))

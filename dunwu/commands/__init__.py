@@ -6,7 +6,7 @@ are imported when a command runs, so that `dunwu score` or `dunwu tasks` never w
 
 from __future__ import annotations
 
-from dunwu.commands import models, runs, tasks, tokenizers
+from dunwu.commands import bench, models, runs, tasks, tokenizers
 from dunwu.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
@@ -25,5 +25,6 @@ COMMANDS: dict[str, Command] = {
     "tokenizer encode": tokenizers.ENCODE,
     "tokenizer decode": tokenizers.DECODE,
     "chat": models.CHAT,
+    "bench": bench.BENCH,
 }
 """In the order of `dunwu --help`."""

@@ -1,11 +1,17 @@
-"""The decoder, written once: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+"""The decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
-Legend: B rows, T tokens of this call, S cached columns, D width, H query heads,
+Each part has a `forward` in plain torch, for any device, with or without a cache, and a `packed`
+one on (N, D) tokens in segments, from the C kernels of `native/train.py`. `hidden` takes the
+second where it can; tests hold them to equality, in value and gradient.
+
+Legend: B rows, T tokens of this call, N = B·T, S cached columns, D width, H query heads,
 K key/value heads, V vocabulary. Parameter names equal Hugging Face's Qwen2, so a
 state dict needs no renaming. Not covered: sliding windows, attention dropout.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +19,7 @@ from torch.nn import functional as F
 
 from dunwu.model.attention import SegmentMask, causal_attention, segment_mask
 from dunwu.model.config import ModelConfig
+from dunwu.native import train as native
 
 
 class KVCache:
@@ -114,6 +121,14 @@ class Attention(nn.Module):
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         return out
 
+    def packed(self, x_ND: Tensor, layout: native.Layout) -> Tensor:
+        """(N, D) → (N, D); one product for queries, keys and values."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        weight = torch.cat([projection.weight for projection in projections])
+        bias = torch.cat([projection.bias for projection in projections])
+        out: Tensor = self.o_proj(native.attention(F.linear(x_ND, weight, bias), layout))
+        return out
+
     def _attend_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
         """Append k, v at `cache.length` and attend to all filled columns.
 
@@ -154,6 +169,13 @@ class FeedForward(nn.Module):
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
+    def packed(self, x_ND: Tensor) -> Tensor:
+        """(N, D) → (N, D); one product for gate and up."""
+        out: Tensor = self.down_proj(
+            native.swiglu(F.linear(x_ND, torch.cat([self.gate_proj.weight, self.up_proj.weight])))
+        )
+        return out
+
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward with residuals."""
@@ -175,6 +197,23 @@ class Block(nn.Module):
         out: Tensor = x + self._drop(self.mlp(self.post_attention_layernorm(x)))
         return out
 
+    def packed(self, h_ND: Tensor, branch_ND: Tensor | None, layout: native.Layout, rows: int) -> tuple[Tensor, Tensor]:
+        """The residual stream is h + branch, before and after; the sum is made inside the next norm.
+
+        Args:
+            rows: B, for dropout.
+        """
+        before, after = self.input_layernorm, self.post_attention_layernorm
+        h_ND, y_ND = native.norm(h_ND, branch_ND, before.weight, before.eps)
+        branch = self._drop_packed(self.self_attn.packed(y_ND, layout), rows)
+        h_ND, y_ND = native.norm(h_ND, branch, after.weight, after.eps)
+        return h_ND, self._drop_packed(self.mlp.packed(y_ND), rows)
+
+    def _drop_packed(self, branch_ND: Tensor, rows: int) -> Tensor:
+        if not self.training or self.dropout == 0.0:
+            return branch_ND
+        return self._drop(branch_ND.view(rows, -1, branch_ND.shape[-1])).view_as(branch_ND)
+
     def _drop(self, branch_BTD: Tensor) -> Tensor:
         """Dropout with one mask for all tokens of a row (Gal & Ghahramani 2016): drawing a mask per token
         would cost a quarter of a training step on CPU."""
@@ -182,6 +221,29 @@ class Block(nn.Module):
             return branch_BTD
         B, _, D = branch_BTD.shape
         return branch_BTD * F.dropout(branch_BTD.new_ones(B, 1, D), self.dropout)
+
+
+def rows_of(B: int, T: int) -> list[native.Segment]:
+    """Every row of (B, T) as one segment.
+
+    Example:
+        >>> [(s.start, s.end) for s in rows_of(2, 3)]
+        [(0, 3), (3, 6)]
+    """
+    return [native.Segment(b * T, (b + 1) * T) for b in range(B)]
+
+
+def segments_of(segments_BT: Tensor) -> list[native.Segment]:
+    """The texts packed into rows, as segments of the rows laid end to end; padding is a segment like another.
+
+    Example:
+        >>> [(s.start, s.end) for s in segments_of(torch.tensor([[1, 1, 2], [1, 0, 0]]))]
+        [(0, 2), (2, 3), (3, 4), (4, 6)]
+    """
+    begins = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    starts = begins.flatten().nonzero().flatten().tolist()
+    return [native.Segment(start, end) for start, end in zip(starts, [*starts[1:], segments_BT.numel()])]
 
 
 class Decoder(nn.Module):
@@ -202,6 +264,9 @@ class Transformer(nn.Module):
         >>> model(torch.zeros(2, 5, dtype=torch.long)).shape
         torch.Size([2, 5, 32])
     """
+
+    native_allowed = True
+    """False keeps a model to plain torch, whatever the machine could do."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -253,9 +318,12 @@ class Transformer(nn.Module):
         Raises:
             ValueError: segments and a cache.
         """
-        T = ids_BT.shape[1]
+        B, T = ids_BT.shape
         if segments_BT is not None and cache is not None:
             raise ValueError("packed rows have no cache")
+        if cache is None and positions_BT is None and self.native:
+            segments = segments_of(segments_BT) if segments_BT is not None else rows_of(B, T)
+            return self.packed(ids_BT.reshape(-1), segments, rows=B).view(B, T, -1)
         if positions_BT is None and segments_BT is not None:
             positions_BT = positions_in(segments_BT)
         if positions_BT is None:
@@ -272,6 +340,45 @@ class Transformer(nn.Module):
             cache.length += T
         out: Tensor = self.model.norm(x)
         return out
+
+    def packed(self, ids_N: Tensor, segments: Sequence[native.Segment], rows: int = 1) -> Tensor:
+        """Final normed states (N, D) of tokens in segments, which may share prefixes. Only where `native` is true.
+
+        Args:
+            ids_N: token ids, all segments one after the other.
+            rows: equal parts of the tokens that share a dropout mask each.
+        """
+        longest = max(s.end - s.start + s.prefix_end - s.prefix_start for s in segments)
+        shape = self.config
+        layout = native.Layout(segments, shape.num_heads, shape.num_kv_heads, shape.head_dim, *self.rope(longest))
+        h_ND, branch = self.model.embed_tokens(ids_N), None
+        for block in self.model.layers:
+            assert isinstance(block, Block)
+            h_ND, branch = block.packed(h_ND, branch, layout, rows)
+        out: Tensor = native.norm(h_ND, branch, self.model.norm.weight, self.model.norm.eps)[1]
+        return out
+
+    def rope(self, length: int) -> tuple[Tensor, Tensor]:
+        """RoPE's cos and sin, (length, head_dim / 2), float32, for the native kernels."""
+        shape = self.config
+        tables = rope_tables(torch.arange(length)[None], shape.head_dim, shape.rope_theta, torch.float32)
+        cos, sin = (table[0, 0, :, : shape.head_dim // 2] for table in tables)
+        return cos, sin
+
+    @property
+    def native(self) -> bool:
+        """Whether this model, as it is and on this machine, is computed by the C kernels."""
+        shape, weight = self.config, self.head_weight
+        if weight.device.type != "cpu" or not self.native_allowed:
+            return False
+        return native.supports(
+            weight.dtype,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            shape.hidden_size,
+            shape.intermediate_size,
+        )
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V)."""

@@ -1,44 +1,24 @@
-"""The rollout engine: a KV-cache sampler on the trainer's own weights.
+"""The rollout engine: completions drawn on the trainer's own weights.
 
-Each distinct prompt is prefilled once, its cache row repeated for its samples; finished rows
-leave the batch; every sample's randomness comes from its own seed. The engine holds no copy of
-the weights, so there is nothing that can go stale: `weight_version` is read from the trainer
-when a call begins and stamped on all its completions.
-
-Legend: P prompts, B live rows, S cache columns. Not covered: continuous batching with refill,
-paged caches (prompts of one call should have similar lengths).
+Two ways to the same thing: `native_decoder` (a C library, on CPUs) and `torch_decoder` (anywhere). Every sample's
+randomness comes from its own seed. The engine holds no copy of the weights, so there is nothing that can go stale:
+`weight_version` is read from the trainer when a call begins and stamped on all its completions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dunwu.data.tokenizer import Tokenizer
-from dunwu.model.transformer import KVCache, Transformer
-from dunwu.rollout.sampling import sample_tokens, uniforms
+from dunwu.model.transformer import Transformer
+from dunwu.rollout.native_decoder import NativeDecoder
+from dunwu.rollout.torch_decoder import TorchDecoder
 from dunwu.types import Completion, DunwuError, FinishReason, SamplingParams
 
-COMPACT_AT = 0.85
-"""Rebuild the batch when this share of its rows, or less, is still unfinished."""
-
-
-@dataclass
-class _Rows:
-    """State of the live rows: where each came from and what it has drawn."""
-
-    origin_B: Tensor
-    seeds_B: Tensor
-    """Stays on the CPU: the counter's 64-bit arithmetic does not exist on every device."""
-    last_B: Tensor
-    alive_B: Tensor
-
-    def select(self, rows: Tensor) -> None:
-        self.origin_B, self.seeds_B = self.origin_B[rows], self.seeds_B[rows.cpu()]
-        self.last_B, self.alive_B = self.last_B[rows], self.alive_B[rows]
+ROWS = {True: 4096, False: 512}
+"""Samples of one pass, natively and in torch. The native path refills its rows, so a long pass has only one tail."""
 
 
 class Engine:
@@ -48,11 +28,12 @@ class Engine:
         model: the trainer's own model; its current parameters are used at each call.
         tokenizer: decodes completions; its stop tokens end a row.
         version: returns the number of updates the weights have seen.
-        max_rows: rows decoded at once; more samples are drawn in several passes, which does not
-            change any of them.
+        max_rows: samples of one pass; more are drawn in several passes, which does not change any of them.
+        stop_ids: further tokens that end a row.
+        native: decode natively; default: where the model's device, dtype and shape, and the machine, allow it.
 
     Raises:
-        DunwuError: the tokenizer has ids that the model has not.
+        DunwuError: the tokenizer has ids that the model has not, or `native` cannot be had.
     """
 
     def __init__(
@@ -60,16 +41,24 @@ class Engine:
         model: Transformer,
         tokenizer: Tokenizer,
         version: Callable[[], int] = lambda: 0,
-        max_rows: int = 512,
+        max_rows: int | None = None,
         stop_ids: Sequence[int] = (),
+        native: bool | None = None,
     ) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise DunwuError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}",
                 "use the tokenizer the model was trained with",
             )
-        self.model, self.tokenizer, self.version, self.max_rows = model, tokenizer, version, max_rows
-        self.stop_ids = torch.tensor(sorted({*tokenizer.stop_ids, *stop_ids}))
+        self.model, self.tokenizer, self.version = model, tokenizer, version
+        self.stop_ids = sorted({*tokenizer.stop_ids, *stop_ids})
+        self._decoder: NativeDecoder | TorchDecoder
+        able = native is not False and NativeDecoder.supports(model)
+        if native and not able:
+            raise DunwuError("this model cannot be decoded natively here", "leave `native` out")
+        self._decoder = (NativeDecoder if able else TorchDecoder)(model, self.stop_ids)
+        self.native = able
+        self.max_rows = max_rows or ROWS[able]
 
     @torch.inference_mode()
     def sample(
@@ -100,58 +89,18 @@ class Engine:
     ) -> list[Completion]:
         used = sorted({p for p, _ in flat})
         place = {p: row for row, p in enumerate(used)}
-        cache, logits_PV = self._prefill([prompts[p] for p in used], params.max_tokens)
-        parents = torch.tensor([place[p] for p, _ in flat], device=logits_PV.device)
-        cache.select(parents)
-        rows = _Rows(
-            origin_B=torch.arange(len(flat), device=parents.device),
-            seeds_B=torch.tensor([seed for _, seed in flat]),
-            last_B=torch.zeros(len(flat), dtype=torch.long, device=parents.device),
-            alive_B=torch.ones(len(flat), dtype=torch.bool, device=parents.device),
+        tokens, logprobs, lengths = self._decoder.draw(
+            [prompts[p] for p in used], [place[p] for p, _ in flat], [seed for _, seed in flat], params
         )
-        tokens, logprobs = self._decode(cache, logits_PV[parents], rows, params)
-        return [self._completion(tokens[:, b], logprobs[:, b], seed, version) for b, (_, seed) in enumerate(flat)]
+        return [
+            self._completion(ids[:length], logprobs_T[:length], seed, version)
+            for ids, logprobs_T, length, (_, seed) in zip(
+                tokens.tolist(), logprobs.tolist(), lengths.tolist(), flat, strict=True
+            )
+        ]
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[KVCache, Tensor]:
-        """Run each prompt once, left-padded; returns the cache and the logits after the last token."""
-        device = self.model.head_weight.device
-        longest = max(len(prompt) for prompt in prompts)
-        pad = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        cache = KVCache(self.model.config, pad, longest + room, self.model.head_weight.dtype)
-        hidden = self.model.hidden(ids, cache=cache)
-        return cache, hidden[:, -1] @ self.model.head_weight.T
-
-    def _decode(self, cache: KVCache, logits_BV: Tensor, rows: _Rows, params: SamplingParams) -> tuple[Tensor, Tensor]:
-        """Token by token until every row has stopped; returns (T, rows) tokens, -1 after the end, and logprobs."""
-        total = len(rows.origin_B)
-        stop_ids = self.stop_ids.to(logits_BV.device)
-        tokens = torch.full((params.max_tokens, total), -1, device=logits_BV.device)
-        logprobs = torch.zeros(params.max_tokens, total, device=logits_BV.device)
-        for position in range(params.max_tokens):
-            u_B = uniforms(rows.seeds_B, position).float().to(logits_BV.device)
-            drawn_B, logprobs_B = sample_tokens(logits_BV, params, u_B)
-            live = rows.alive_B
-            tokens[position, rows.origin_B[live]] = drawn_B[live]
-            logprobs[position, rows.origin_B[live]] = logprobs_B[live]
-            rows.last_B = drawn_B
-            rows.alive_B = live & ~torch.isin(drawn_B, stop_ids)
-            remaining = int(rows.alive_B.sum())
-            if remaining == 0:
-                return tokens[: position + 1], logprobs[: position + 1]
-            if remaining <= COMPACT_AT * len(live):
-                keep = rows.alive_B.nonzero().squeeze(1)
-                rows.select(keep)
-                cache.select(keep)
-            if position + 1 < params.max_tokens:
-                hidden = self.model.hidden(rows.last_B[:, None], cache=cache)
-                logits_BV = hidden[:, -1] @ self.model.head_weight.T
-        return tokens, logprobs
-
-    def _completion(self, tokens_T: Tensor, logprobs_T: Tensor, seed: int, version: int) -> Completion:
-        length = int((tokens_T >= 0).sum())
-        ids = tokens_T[:length].tolist()
-        stopped = length > 0 and ids[-1] in self.stop_ids.tolist()
+    def _completion(self, ids: list[int], logprobs: list[float], seed: int, version: int) -> Completion:
+        stopped = len(ids) > 0 and ids[-1] in self.stop_ids
         reason: FinishReason = "stop" if stopped else "length"
         text = self.tokenizer.decode(ids[:-1] if stopped else ids)
-        return Completion(text, tuple(ids), tuple(logprobs_T[:length].tolist()), reason, seed, version)
+        return Completion(text, tuple(ids), tuple(logprobs), reason, seed, version)

@@ -30,9 +30,10 @@ from dunwu.model.transformer import Transformer
 from dunwu.tasks.score import judge_groups
 from dunwu.train.config import GrpoConfig
 from dunwu.train.distill_config import DistillConfig
-from dunwu.train.grpo import MISMATCH_TOLERANCE, Learner, MicroBatch, Row, group_metrics, micro_batches
+from dunwu.train.grpo import MISMATCH_TOLERANCE, Learner, group_metrics
 from dunwu.train.losses import Tally, add_tallies, token_logprobs
 from dunwu.train.optim import learning_rate
+from dunwu.train.rows import MicroBatch, Row, micro_batches
 from dunwu.train.steps import TrainStep, check_finite
 from dunwu.types import DunwuError, Group, Rollout, Sampler, SamplingParams, Task, derive_seed
 
@@ -158,7 +159,7 @@ def update(
     tallies = []
     # The update's weights are GRPO's with loss_norm "token": 1 / (all completion tokens of the step).
     cut = GrpoConfig(max_tokens=config.max_tokens, micro_tokens=config.micro_tokens, loss_norm="token")
-    for micro in micro_batches(rows, cut, policy.head_weight.device):
+    for micro in micro_batches(rows, cut, policy.head_weight.device, policy.native and teacher.native):
         loss, tally = _micro_loss(policy, teacher, micro, config.temperature)
         torch.autograd.backward(loss)
         tallies.append(tally)
@@ -197,9 +198,7 @@ def _micro_loss(
 
 def _completion_logits(model: Transformer, micro: MicroBatch) -> Tensor:
     """(N, V): the predictions of the completion tokens only."""
-    hidden = model.hidden(micro.ids_BT)
-    hidden_ND = hidden.reshape(-1, hidden.shape[-1]).index_select(0, micro.places_N)
-    return F.linear(hidden_ND, model.head_weight)
+    return F.linear(micro.states(model), model.head_weight)
 
 
 def _tally(values_N: Tensor) -> Tally:

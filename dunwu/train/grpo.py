@@ -4,7 +4,7 @@ One step is two verbs: `collect` groups (sample, score, compare siblings), `upda
 them. Objective: DeepSeek-R1, arXiv 2501.12948, section 2.1, eq. 1-3; every normalisation and
 denominator that implementations silently choose is a named field of GrpoConfig.
 
-Legend: P problems, G group, B rows, T tokens, N trained tokens of a micro-batch.
+Legend: P problems, G group, N trained tokens of a micro-batch.
 Not covered: sequence-level ratios (GSPO), value models (PPO), off-policy lag.
 """
 
@@ -22,7 +22,6 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dunwu.data.chat import prompt_ids
 from dunwu.data.tokenizer import Tokenizer
@@ -30,8 +29,9 @@ from dunwu.model.transformer import Transformer
 from dunwu.tasks.score import judge_groups
 from dunwu.train.advantages import group_advantages, overlong_penalty
 from dunwu.train.config import GrpoConfig
-from dunwu.train.losses import Tally, add_tallies, policy_loss, token_logprobs, token_weights
+from dunwu.train.losses import Tally, add_tallies, policy_loss
 from dunwu.train.optim import MasterAdamW, learning_rate
+from dunwu.train.rows import MicroBatch, Row, micro_batches
 from dunwu.train.steps import TrainStep, check_finite
 from dunwu.types import (
     DunwuError,
@@ -47,22 +47,6 @@ from dunwu.types import (
 ON_POLICY_TOLERANCE = 1e-5
 MISMATCH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest mean |sampler - trainer| logprob, in nats, before the first update."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One completion as the update sees it."""
-
-    ids: tuple[int, ...]
-    """Prompt and completion."""
-    prompt_length: int
-    sampler_logprobs: tuple[float, ...]
-    advantage: float
-    group: int
-
-    @property
-    def completion_length(self) -> int:
-        return len(self.ids) - self.prompt_length
 
 
 @dataclass
@@ -230,25 +214,6 @@ def rows_of(groups: Sequence[Group], config: GrpoConfig) -> list[Row]:
 # ---- the update -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows padded to one length, and where their trained tokens sit."""
-
-    ids_BT: Tensor
-    places_N: Tensor
-    """Indices into the flattened (B, T) of the position that predicts each completion token."""
-    targets_N: Tensor
-    advantages_N: Tensor
-    sampler_N: Tensor
-    weights_N: Tensor
-
-    def logprobs(self, model: Transformer, temperature: float) -> tuple[Tensor, Tensor]:
-        """(logprobs (N,) with gradient, entropies (N,)) of the completion tokens."""
-        hidden = model.hidden(self.ids_BT)
-        hidden_ND = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.places_N)
-        return token_logprobs(F.linear(hidden_ND, model.head_weight), self.targets_N, temperature)
-
-
 def update(
     learner: Learner, rows: Sequence[Row], config: GrpoConfig, lr: float, seed: int, step: int, folder: Path | None
 ) -> dict[str, float]:
@@ -271,11 +236,11 @@ def update(
         Random(derive_seed("minibatches", seed, step)).shuffle(order)
     share = -(-len(order) // config.minibatches)
     parts = [[rows[i] for i in order[at : at + share]] for at in range(0, len(order), share)]
-    batches = [micro_batches(part, config, policy.head_weight.device) for part in parts]
-    old: list[list[Tensor]] = [[] for _ in batches]
-    if len(batches) > 1:
-        with torch.inference_mode():
-            old = [[micro.logprobs(policy, config.temperature)[0].clone() for micro in part] for part in batches]
+    trees = policy.native and (learner.reference is None or learner.reference.native)
+    batches = [micro_batches(part, config, policy.head_weight.device, trees) for part in parts]
+    with torch.inference_mode():  # the first update's own pass is made with the weights that sampled
+        old: list[list[Tensor]] = [[]]
+        old += [[micro.logprobs(policy, config.temperature)[0].clone() for micro in part] for part in batches[1:]]
     tallies: list[dict[str, Tally]] = []
     norms, losses = [], []
     for number, part in enumerate(batches):
@@ -332,56 +297,6 @@ def _micro_loss(
         float(gap_N.abs().sum()), gap_N.numel(), float(gap_N.abs().max()) if len(gap_N) else 0.0
     )
     return loss, tally
-
-
-def micro_batches(rows: Sequence[Row], config: GrpoConfig, device: torch.device) -> list[MicroBatch]:
-    """Cut the rows of one optimizer update into padded batches of similar length.
-
-    The loss weights are made from the whole update first, so the cut cannot change the gradient.
-    """
-    longest = max(row.completion_length for row in rows)
-    mask_BT = torch.zeros(len(rows), longest)
-    for b, row in enumerate(rows):
-        mask_BT[b, : row.completion_length] = 1.0
-    weights_BT = token_weights(
-        mask_BT, config.loss_norm, max_tokens=config.max_tokens, group_ids_B=[row.group for row in rows]
-    )
-    by_length = sorted(range(len(rows)), key=lambda b: -len(rows[b].ids))
-    batches = []
-    while by_length:
-        width = len(rows[by_length[0]].ids)
-        take = max(1, config.micro_tokens // width)
-        batches.append(_pad(rows, by_length[:take], weights_BT, device))
-        by_length = by_length[take:]
-    return batches
-
-
-def _pad(rows: Sequence[Row], chosen: Sequence[int], weights_BT: Tensor, device: torch.device) -> MicroBatch:
-    # The last token predicts nothing that is trained, so inputs stop one short of it.
-    width = max(len(rows[b].ids) for b in chosen) - 1
-    ids = torch.zeros(len(chosen), max(1, width), dtype=torch.long)
-    places: list[int] = []
-    targets: list[int] = []
-    sampler: list[float] = []
-    advantages: list[float] = []
-    weights: list[Tensor] = []
-    for line, b in enumerate(chosen):
-        row = rows[b]
-        ids[line, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
-        first = line * ids.shape[1] + row.prompt_length - 1
-        places += range(first, first + row.completion_length)
-        targets += row.ids[row.prompt_length :]
-        advantages += [row.advantage] * row.completion_length
-        sampler += row.sampler_logprobs
-        weights.append(weights_BT[b, : row.completion_length])
-    return MicroBatch(
-        ids.to(device),
-        torch.tensor(places, device=device),
-        torch.tensor(targets, device=device),
-        torch.tensor(advantages, device=device),
-        torch.tensor(sampler, device=device),
-        torch.cat(weights).to(device),
-    )
 
 
 def _check_on_policy(total: dict[str, Tally], dtype: torch.dtype, config: GrpoConfig) -> None:

@@ -33,7 +33,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from dunwu.native import train as native
 from dunwu.train.config import KlEstimator, LossNorm
 from dunwu.types import UsageError
 
@@ -291,6 +293,67 @@ def token_logprobs(
         logits_BTV.reshape(-1, vocab_size), ids_BT.reshape(-1), temperature, rows
     )
     return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
+
+
+def state_logprobs(
+    hidden_ND: Tensor, head_VD: Tensor, ids_N: Tensor, temperature: float = 1.0, chunk_values: int = 2**21
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` of the logits `hidden @ head^T`, which exist for `chunk_values` of them at a time only.
+
+    Forward and backward make each chunk of logits anew, so memory grows with N + V, not with N x V.
+
+    Args:
+        hidden_ND: final states; state n predicts `ids_N[n]`.
+        head_VD: the output matrix.
+
+    Returns:
+        logprobs (N,) with gradient and entropy (N,) without, in nats, fp32.
+
+    Raises:
+        UsageError: `temperature` not positive. ValueError: shapes that do not fit.
+    """
+    if not temperature > 0.0:
+        raise UsageError(f"temperature is {temperature}", "a policy gradient needs temperature > 0")
+    if hidden_ND.dim() != 2 or hidden_ND.shape[:1] != ids_N.shape or hidden_ND.shape[1:] != head_VD.shape[1:]:
+        raise ValueError(f"states {tuple(hidden_ND.shape)}, head {tuple(head_VD.shape)}, ids {tuple(ids_N.shape)}")
+    rows = max(1, chunk_values // len(head_VD))
+    if hidden_ND.device.type == "cpu" and native.available(hidden_ND.dtype):
+        return native.chosen_logprobs(hidden_ND, head_VD, ids_N, temperature, rows)
+    logprobs_N, entropy_N = _StateLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, head_VD, ids_N, temperature, rows
+    )
+    return logprobs_N, entropy_N
+
+
+class _StateLogprobs(torch.autograd.Function):
+    """In plain torch; the oracle of the native one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, ids_N: Tensor, temperature: float, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        parts = [
+            _ChosenLogprobs.apply(F.linear(hidden, head_VD), ids, temperature, rows)  # type: ignore[no-untyped-call]
+            for hidden, ids in zip(torch.split(hidden_ND, rows), torch.split(ids_N, rows))
+        ]
+        ctx.save_for_backward(hidden_ND, head_VD, ids_N)
+        ctx.temperature, ctx.rows = temperature, rows
+        logprobs, entropies = (torch.cat(column) for column in zip(*parts))
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden_ND, head_VD, ids_N = ctx.saved_tensors
+        grad_ND = torch.empty_like(hidden_ND)
+        grad_VD = torch.zeros_like(head_VD, dtype=torch.promote_types(head_VD.dtype, torch.float32))
+        chunks = (torch.split(x, ctx.rows) for x in (grad_ND, hidden_ND, ids_N, grads[0] / ctx.temperature))
+        for out, hidden, ids, grad in zip(*chunks):
+            grad_logits = torch.softmax(_fp32(F.linear(hidden, head_VD)) / ctx.temperature, dim=-1).mul_(-grad[:, None])
+            grad_logits = grad_logits.scatter_add_(-1, ids[:, None], grad[:, None]).to(head_VD.dtype)
+            out.copy_(grad_logits @ head_VD)
+            grad_VD += grad_logits.T @ hidden
+        return grad_ND, grad_VD.to(head_VD.dtype), None, None, None
 
 
 class _ChosenLogprobs(torch.autograd.Function):

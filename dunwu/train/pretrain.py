@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from dunwu.data.shards import PackedShards, TokenFolder
 from dunwu.model.transformer import Transformer
 from dunwu.train.config import PretrainConfig
-from dunwu.train.losses import token_logprobs
+from dunwu.train.losses import state_logprobs
 from dunwu.train.optim import MasterAdamW, learning_rate
 from dunwu.train.steps import TrainStep, check_finite
 
@@ -30,7 +29,7 @@ from dunwu.train.steps import TrainStep, check_finite
 def next_token_loss(model: Transformer, ids_BT: Tensor) -> Tensor:
     """Mean cross-entropy in nats of ids[:, 1:] given what stands before; logits in fp32."""
     hidden = model.hidden(ids_BT[:, :-1])
-    logprobs, _ = token_logprobs(F.linear(hidden, model.head_weight), ids_BT[:, 1:])
+    logprobs, _ = state_logprobs(hidden.flatten(0, 1), model.head_weight, ids_BT[:, 1:].flatten())
     return -logprobs.mean()
 
 
@@ -144,8 +143,9 @@ def held_out_text(
     while batch := list(islice(ends, rows)):
         ids_BT = torch.stack([_window(text, end, context, end_id) for end, _ in batch])
         news = torch.tensor([new for _, new in batch])
-        logits = F.linear(model.hidden(ids_BT[:, :-1].to(device)), model.head_weight)
-        logprobs_BT = token_logprobs(logits, ids_BT[:, 1:].to(device))[0].double().cpu()
+        hidden, targets = model.hidden(ids_BT[:, :-1].to(device)), ids_BT[:, 1:].to(device)
+        logprobs_N, _ = state_logprobs(hidden.flatten(0, 1), model.head_weight, targets.flatten())
+        logprobs_BT = logprobs_N.view_as(targets).double().cpu()
         sizes_BT = torch.from_numpy(bytes_V)[ids_BT[:, 1:]]
         places = torch.arange(ids_BT.shape[1] - 1)
         counted_BT = (places >= len(places) - news[:, None]) & (sizes_BT > 0)

@@ -19,12 +19,11 @@ from random import Random
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dunwu.data.chat import Encoded
 from dunwu.model.transformer import Transformer
 from dunwu.train.config import SftConfig
-from dunwu.train.losses import token_logprobs
+from dunwu.train.losses import state_logprobs
 from dunwu.train.optim import MasterAdamW, learning_rate
 from dunwu.train.steps import TrainStep, check_finite
 from dunwu.types import DunwuError, derive_seed
@@ -177,7 +176,7 @@ class MicroBatch:
         """(N,) of the trained tokens, in nats."""
         hidden = model.hidden(self.ids_BT, segments_BT=self.segments_BT)
         hidden_ND = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.places_N)
-        return token_logprobs(F.linear(hidden_ND, model.head_weight), self.targets_N)[0]
+        return state_logprobs(hidden_ND, model.head_weight, self.targets_N)[0]
 
     def loss(self, model: Transformer) -> Tensor:
         """This micro-batch's share of the update's loss: add them up, divide by nothing."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ import torch
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.model.config import ModelConfig
 from dunwu.model.transformer import Transformer
+from dunwu.native.build import compiler
 from dunwu.rollout.engine import Engine
 from dunwu.rollout.sampling import sample_tokens, uniforms
 from dunwu.train.config import GrpoConfig
-from dunwu.train.grpo import Row, micro_batches
+from dunwu.train.rows import Row, micro_batches
 from dunwu.types import DunwuError, SamplingParams
 
 
@@ -37,9 +40,19 @@ def model(tokenizer: Tokenizer) -> Transformer:
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 
 
-def test_sampler_logprobs_are_the_models_own(model: Transformer, tokenizer: Tokenizer) -> None:
+@pytest.fixture(params=[False, True], ids=["torch", "native"])
+def engine(request: pytest.FixtureRequest) -> Callable[..., Engine]:
+    """`Engine` with either decoder."""
+    if request.param and compiler() is None:
+        pytest.skip("no C compiler")
+    return partial(Engine, native=request.param)
+
+
+def test_sampler_logprobs_are_the_models_own(
+    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer
+) -> None:
     params = SamplingParams(max_tokens=24, temperature=0.7)
-    drawn = Engine(model, tokenizer).sample(PROMPTS, [[1, 2, 3], [4], [5, 6]], params)
+    drawn = engine(model, tokenizer).sample(PROMPTS, [[1, 2, 3], [4], [5, 6]], params)
     for prompt, completions in zip(PROMPTS, drawn, strict=True):
         for completion in completions:
             ids = torch.tensor([prompt + list(completion.token_ids)])
@@ -49,29 +62,33 @@ def test_sampler_logprobs_are_the_models_own(model: Transformer, tokenizer: Toke
             torch.testing.assert_close(torch.tensor(completion.sampler_logprobs), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_sample_does_not_depend_on_its_neighbours(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_a_sample_does_not_depend_on_its_neighbours(
+    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer
+) -> None:
     params = SamplingParams(max_tokens=40)
     seeds = [[100 + 10 * p + g for g in range(8)] for p in range(3)]
-    together = Engine(model, tokenizer).sample(PROMPTS, seeds, params)
-    in_parts = Engine(model, tokenizer, max_rows=5).sample(PROMPTS, seeds, params)
+    together = engine(model, tokenizer).sample(PROMPTS, seeds, params)
+    in_parts = engine(model, tokenizer, max_rows=5).sample(PROMPTS, seeds, params)
     for p, prompt in enumerate(PROMPTS):
         for g, seed in enumerate(seeds[p]):
-            alone = Engine(model, tokenizer).sample([prompt], [[seed]], params)[0][0]
+            alone = engine(model, tokenizer).sample([prompt], [[seed]], params)[0][0]
             assert alone.token_ids == together[p][g].token_ids == in_parts[p][g].token_ids
 
 
-def test_a_group_differs_from_its_first_token_on(model: Transformer, tokenizer: Tokenizer) -> None:
-    drawn = Engine(model, tokenizer).sample([PROMPTS[0]], [list(range(64))], SamplingParams(max_tokens=2))[0]
+def test_a_group_differs_from_its_first_token_on(
+    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer
+) -> None:
+    drawn = engine(model, tokenizer).sample([PROMPTS[0]], [list(range(64))], SamplingParams(max_tokens=2))[0]
     assert len({completion.token_ids[0] for completion in drawn}) > 5
 
 
-def test_stop_and_length(model: Transformer, tokenizer: Tokenizer) -> None:
-    likely = Engine(model, tokenizer).sample([PROMPTS[0]], [[0]], SamplingParams(max_tokens=1, temperature=0))[0][0]
-    stopping = Engine(model, tokenizer, lambda: 7, stop_ids=likely.token_ids)
+def test_stop_and_length(engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer) -> None:
+    likely = engine(model, tokenizer).sample([PROMPTS[0]], [[0]], SamplingParams(max_tokens=1, temperature=0))[0][0]
+    stopping = engine(model, tokenizer, lambda: 7, stop_ids=likely.token_ids)
     stopped = stopping.sample([PROMPTS[0]], [[0]], SamplingParams(max_tokens=9, temperature=0))[0][0]
     assert (stopped.finish_reason, stopped.text, stopped.weight_version) == ("stop", "", 7)
     assert stopped.token_ids == likely.token_ids
-    cut = Engine(model, tokenizer).sample([PROMPTS[0]], [[0]], SamplingParams(max_tokens=3, temperature=0))[0][0]
+    cut = engine(model, tokenizer).sample([PROMPTS[0]], [[0]], SamplingParams(max_tokens=3, temperature=0))[0][0]
     assert cut.finish_reason == "length" and len(cut.token_ids) == 3
     assert cut.text == tokenizer.decode(cut.token_ids)
 
@@ -94,18 +111,18 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples(
     model: Transformer, tokenizer: Tokenizer, calls: list[tuple[int, int]]
 ) -> None:
     seeds = [list(range(10)), list(range(20)), list(range(6))]
-    Engine(model, tokenizer).sample(PROMPTS, seeds, SamplingParams(max_tokens=2))
+    Engine(model, tokenizer, native=False).sample(PROMPTS, seeds, SamplingParams(max_tokens=2))
     assert calls[0] == (len(PROMPTS), max(map(len, PROMPTS)))
     assert [tokens for _, tokens in calls[1:]] == [1]
     calls.clear()
-    Engine(model, tokenizer, max_rows=18).sample(PROMPTS, seeds, SamplingParams(max_tokens=2))
+    Engine(model, tokenizer, max_rows=18, native=False).sample(PROMPTS, seeds, SamplingParams(max_tokens=2))
     prefills = [shape for shape in calls if shape[1] > 1]
     assert prefills == [(2, 4), (2, 3)]  # prompts 0 and 1, then 1 and 2: only those a pass needs
 
 
 def test_finished_rows_leave_the_batch(model: Transformer, tokenizer: Tokenizer, calls: list[tuple[int, int]]) -> None:
     stops = range(0, tokenizer.vocab_size, 6)
-    engine = Engine(model, tokenizer, stop_ids=stops)
+    engine = Engine(model, tokenizer, stop_ids=stops, native=False)
     (drawn,) = engine.sample([PROMPTS[0]], [list(range(200))], SamplingParams(max_tokens=60))
     lengths = [len(completion.token_ids) for completion in drawn]
     assert len(set(lengths)) > 10
@@ -118,34 +135,38 @@ def test_finished_rows_leave_the_batch(model: Transformer, tokenizer: Tokenizer,
     assert all((c.finish_reason == "stop") == (c.token_ids[-1] in ends) for c in drawn)
 
 
-def test_the_weights_of_now_are_used(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_the_weights_of_now_are_used(engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer) -> None:
     own = copy.deepcopy(model).train()
     version = 3
-    engine = Engine(own, tokenizer, lambda: version)
+    made = engine(own, tokenizer, lambda: version)
     params = SamplingParams(max_tokens=8)
-    before = engine.sample(PROMPTS, [[1], [2], [3]], params)
+    before = made.sample(PROMPTS, [[1], [2], [3]], params)
     with torch.no_grad():
         for p in own.parameters():
             p.mul_(0.5)
     version = 4
-    after = engine.sample(PROMPTS, [[1], [2], [3]], params)
-    fresh = Engine(copy.deepcopy(own), tokenizer, lambda: 4).sample(PROMPTS, [[1], [2], [3]], params)
+    after = made.sample(PROMPTS, [[1], [2], [3]], params)
+    fresh = engine(copy.deepcopy(own), tokenizer, lambda: 4).sample(PROMPTS, [[1], [2], [3]], params)
     assert after == fresh and after != before
     assert {c.weight_version for group in before for c in group} == {3}
     assert {c.weight_version for group in after for c in group} == {4}
     assert own.training
 
 
-def test_samples_come_back_in_the_order_of_their_seeds(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_samples_come_back_in_the_order_of_their_seeds(
+    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer
+) -> None:
     seeds = [[5, 1, 9], [], [7, 7]]
-    drawn = Engine(model, tokenizer, max_rows=2).sample(PROMPTS, seeds, SamplingParams(max_tokens=5))
+    drawn = engine(model, tokenizer, max_rows=2).sample(PROMPTS, seeds, SamplingParams(max_tokens=5))
     assert [[completion.seed for completion in group] for group in drawn] == seeds
     assert drawn[2][0].token_ids == drawn[2][1].token_ids
 
 
-def test_in_bf16_sampler_and_trainer_stay_close(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_in_bf16_sampler_and_trainer_stay_close(
+    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer
+) -> None:
     low = copy.deepcopy(model).to(torch.bfloat16)
-    drawn = Engine(low, tokenizer).sample(PROMPTS, [list(range(8))] * 3, SamplingParams(max_tokens=40))
+    drawn = engine(low, tokenizer).sample(PROMPTS, [list(range(8))] * 3, SamplingParams(max_tokens=40))
     rows = [
         Row((*prompt, *c.token_ids), len(prompt), c.sampler_logprobs, 1.0, n)
         for n, (prompt, group) in enumerate(zip(PROMPTS, drawn, strict=True))
@@ -160,12 +181,14 @@ def test_in_bf16_sampler_and_trainer_stay_close(model: Transformer, tokenizer: T
     assert 0 < float(gap.mean()) < 0.05
 
 
-def test_what_cannot_be_sampled_is_refused(model: Transformer, tokenizer: Tokenizer) -> None:
+def test_what_cannot_be_sampled_is_refused(
+    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer
+) -> None:
     with pytest.raises(DunwuError, match="a prompt has no tokens"):
-        Engine(model, tokenizer).sample([[1, 2], []], [[1], [2]], SamplingParams(max_tokens=2))
+        engine(model, tokenizer).sample([[1, 2], []], [[1], [2]], SamplingParams(max_tokens=2))
     smaller = Transformer(ModelConfig(vocab_size=100, hidden_size=32, num_layers=1, num_heads=2))
     with pytest.raises(DunwuError, match="the model 100"):
-        Engine(smaller, tokenizer)
+        engine(smaller, tokenizer)
 
 
 def test_uniforms_are_uniform_and_repeatable() -> None:

@@ -22,8 +22,9 @@ from dunwu.train import distill as distill_module
 from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
 from dunwu.train.distill import collect, on_policy_distill, reverse_kl, rows_of, update
 from dunwu.train.distill_config import DistillConfig
-from dunwu.train.grpo import Learner, Row
+from dunwu.train.grpo import Learner
 from dunwu.train.optim import MasterAdamW
+from dunwu.train.rows import Row
 from dunwu.train.steps import TrainStep
 from dunwu.types import DunwuError, Message, Problem, SamplingParams, UsageError, Verdict
 

@@ -23,8 +23,9 @@ from dunwu.tasks.countdown import Countdown, CountdownConfig
 from dunwu.train import grpo as grpo_module
 from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
 from dunwu.train.config import GrpoConfig
-from dunwu.train.grpo import Learner, Row, collect, grpo, micro_batches, rows_of, update, with_advantages
+from dunwu.train.grpo import Learner, collect, grpo, rows_of, update, with_advantages
 from dunwu.train.optim import MasterAdamW
+from dunwu.train.rows import Row, micro_batches
 from dunwu.train.steps import TrainStep
 from dunwu.types import Completion, DunwuError, Group, Problem, Rollout, SamplingParams, UsageError, Verdict
 
@@ -207,7 +208,7 @@ def test_logprobs_sit_at_the_right_places(tokenizer: Tokenizer, temperature: flo
         logprobs_N, entropy_N = micro.logprobs(model, temperature)
         assert float(entropy_N.min()) > 0
         at = 0
-        for line in micro.ids_BT:
+        for line in micro.ids:
             row = next(r for r in rows if list(r.ids[:-1]) == line[: len(r.ids) - 1].tolist())
             length = len(row.ids) - row.prompt_length
             expected = plain_logprobs(model, torch.tensor(row.ids), row.prompt_length, temperature)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dunwu.train.advantages import group_advantages
 from dunwu.train.losses import (
@@ -16,6 +17,7 @@ from dunwu.train.losses import (
     kl_term,
     policy_loss,
     policy_metrics,
+    state_logprobs,
     token_logprobs,
     token_weights,
 )
@@ -668,6 +670,58 @@ def test_fp32_logits_never_exist_whole():
     assert sum(x.numel() for x in saved if x.dtype == torch.float32) <= 400
     logprobs.sum().backward()
     assert logits.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("chunk_values", [1, 40, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_state_logprobs_are_those_of_the_logits(chunk_values, dtype):
+    """In float64 by torch, in float32 natively where there is a compiler."""
+    g = torch.Generator().manual_seed(5)
+    states, head = (
+        torch.randn(21, 16, generator=g, dtype=torch.float64),
+        torch.randn(37, 16, generator=g, dtype=torch.float64),
+    )
+    ids, upstream = torch.randint(37, (21,), generator=g), torch.randn(21, generator=g, dtype=torch.float64)
+    a, b = (x.to(dtype, copy=True).requires_grad_() for x in (states, head))
+    c, d = (x.clone().requires_grad_() for x in (states, head))
+    logprobs, entropy = state_logprobs(a, b, ids, 0.7, chunk_values)
+    expected, expected_entropy = token_logprobs(c @ d.T, ids, 0.7)
+    near = {"rtol": 0.0, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(logprobs.double(), expected, **near)
+    torch.testing.assert_close(entropy.double(), expected_entropy, **near)
+    assert not entropy.requires_grad
+    (logprobs * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    torch.testing.assert_close(a.grad.double(), c.grad, **near)
+    torch.testing.assert_close(b.grad.double(), d.grad, **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_more_logits_than_a_chunk_exist_forward_or_backward(dtype, monkeypatch):
+    made = []
+    product = F.linear
+    monkeypatch.setattr(F, "linear", lambda *args: made.append(product(*args)) or made[-1])
+    states, head = (
+        torch.randn(100, 8, dtype=dtype, requires_grad=True),
+        torch.randn(50, 8, dtype=dtype, requires_grad=True),
+    )
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        logprobs, _ = state_logprobs(states, head, torch.zeros(100, dtype=torch.long), chunk_values=500)
+    logprobs.sum().backward()
+    assert len(made) == 20 and max(logits.numel() for logits in made) == 500
+    assert sum(x.numel() for x in saved) <= states.numel() + head.numel() + 2 * 100
+
+
+def test_state_logprobs_refuse_greedy_and_misfits():
+    states, head = torch.zeros(2, 4), torch.zeros(9, 4)
+    with pytest.raises(UsageError, match="temperature"):
+        state_logprobs(states, head, torch.tensor([0, 1]), 0.0)
+    for ids, weight in ((torch.tensor([0]), head), (torch.tensor([0, 1]), torch.zeros(9, 5))):
+        with pytest.raises(ValueError, match="states"):
+            state_logprobs(states, weight, ids)
+    logprobs, entropy = state_logprobs(states[:0], head, torch.zeros(0, dtype=torch.long))
+    assert logprobs.shape == entropy.shape == (0,)
 
 
 def test_no_tokens_at_all():

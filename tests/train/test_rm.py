@@ -174,7 +174,8 @@ def test_the_summary_view_does_not_see_the_thinking(tokenizer: Tokenizer) -> Non
     bare = [asked, Message("assistant", "my friend")]
     model = reward_model()
     summary, whole = (Scorer(model, tokenizer, Meaning(view=view)) for view in ("summary", "whole"))
-    assert len(set(summary.score([one, other, bare]))) == 1
+    scores = summary.score([one, other, bare])
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-6)
     assert len({round(score, 5) for score in whole.score([one, other, bare])}) == 3
     pair = Preference((asked,), one[1], other[1])
     same = pair_row(tokenizer, pair, "summary")

@@ -1,0 +1,55 @@
+"""Ours and a peer's, by turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def best_of(times: int, measure: Callable[[], float]) -> float:
+    """The least of several measurements."""
+    return min(measure() for _ in range(times))
+
+
+def rate(work: Callable[[], float]) -> float:
+    """What `work` returns (things done) per second of it."""
+    began = time.perf_counter()
+    done = work()
+    return done / (time.perf_counter() - began)
+
+
+def compare(ours: Callable[[], float], peer: Callable[[], float] | None, pairs: int) -> dict[str, Any]:
+    """Rates of both (medians), and the median, least and largest of the pairs' ratios.
+
+    Both return a rate, higher is better. Each runs once before anything counts; who begins changes with every pair.
+    """
+    ours()
+    if peer is None:
+        rates = [ours() for _ in range(pairs)]
+        return {"ours": _shown(statistics.median(rates))}
+    peer()
+    mine: list[float] = []
+    theirs: list[float] = []
+    for pair in range(pairs):
+        for who in ("ours", "peer") if pair % 2 == 0 else ("peer", "ours"):
+            (mine if who == "ours" else theirs).append((ours if who == "ours" else peer)())
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    return {
+        "ours": _shown(statistics.median(mine)),
+        "peer": _shown(statistics.median(theirs)),
+        "ratio": _shown(statistics.median(ratios)),
+        "ratio_low": _shown(min(ratios)),
+        "ratio_high": _shown(max(ratios)),
+    }
+
+
+def _shown(value: float) -> float:
+    """Four digits.
+
+    Example:
+        >>> _shown(12345.678), _shown(0.123456)
+        (12350.0, 0.1235)
+    """
+    return float(f"{value:.4g}")

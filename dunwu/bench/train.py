@@ -1,0 +1,188 @@
+"""Training steps: tokens per second, and the share of what the machine's matrix products could do."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from dunwu.bench import INSTALL, BenchConfig
+from dunwu.bench.limits import gemm_gflops
+from dunwu.bench.pairs import compare, rate
+from dunwu.bench.subject import make_model, make_tokenizer
+from dunwu.data.chat import Encoded
+from dunwu.machine import library_version
+from dunwu.model.config import ModelConfig
+from dunwu.model.hf import save_model
+from dunwu.model.transformer import Transformer
+from dunwu.train.config import GrpoConfig, SftConfig
+from dunwu.train.grpo import Learner, update
+from dunwu.train.optim import MasterAdamW
+from dunwu.train.pretrain import next_token_loss
+from dunwu.train.rows import Row
+from dunwu.train.sft import micro_batches
+
+CONTEXT = 256
+SIZES = {"0.8M": 64, "4M": 32, "12M": 16, "50M": 8}
+"""Preset → rows of `CONTEXT` tokens in an update."""
+
+
+def training_flops(shape: ModelConfig, context: float) -> float:
+    """Floating-point operations of forward and backward for one token (Kaplan et al. 2020, 2.1): six for each weight of
+    a matrix product, the output matrix among them, and causal attention over half the context."""
+    head = shape.vocab_size * shape.hidden_size
+    inside = shape.num_parameters - head * (1 if shape.tie_word_embeddings else 2)
+    return 6 * (inside + head) + 6 * shape.num_layers * shape.hidden_size * context
+
+
+def bench_train(config: BenchConfig) -> dict[str, Any]:
+    """Rows `{work, size, tokens/s, share of the GEMM limit}`, and against the Trainer at the smallest size and 12M."""
+    sizes = {"tiny": 2} if config.quick else {size: SIZES.get(size, 8) for size in config.sizes or SIZES}
+    tokenizer = make_tokenizer()
+    rows: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for size, batch in sizes.items():
+        model = make_model(size, tokenizer, config.seed, None, config.device)
+        works: dict[str, Callable[[], float]] = {
+            "pretraining": _pretraining(model, batch),
+            "SFT": _sft(model, batch),
+            "GRPO update": _grpo_update(model, batch),
+        }
+        for work, measure in works.items():
+            limit = gemm_gflops(model.head_weight.dtype, config.quick, config.device)
+            figures = compare(measure, None, config.pairs)
+            share = figures["ours"] * training_flops(model.config, CONTEXT) / (limit * 1e9)
+            row = {"work": work, "size": size, "tokens": batch * CONTEXT, "peer_name": None}
+            # Where a prompt is computed once for all its completions, tokens/s counts it with each of them.
+            rows.append(row | figures | {"gemm_share": round(share, 3), "gemm_gflops": limit})
+        if config.peers and config.device == "cpu" and size in ("tiny", "0.8M", "12M"):
+            rows += _against_trainer(model, size, batch, config, missing)
+    return {
+        "unit": "tokens/s",
+        "rows": rows,
+        "missing": missing,
+        "versions": {name: library_version(name) for name in ("torch", "transformers", "accelerate")},
+        "dtype": str(model.head_weight.dtype),
+    }
+
+
+def _ids(model: Transformer, batch: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(300, model.config.vocab_size, (batch, CONTEXT + 1), generator=generator)
+    return ids.to(model.head_weight.device)
+
+
+def _pretraining(model: Transformer, batch: int) -> Callable[[], float]:
+    optimizer, calls = MasterAdamW(model), [0]
+
+    def step() -> float:
+        calls[0] += 1
+        model.train()
+        torch.autograd.backward(next_token_loss(model, _ids(model, batch, calls[0])))
+        optimizer.step(1e-4, 1.0)
+        return float(batch * CONTEXT)
+
+    return lambda: rate(step)
+
+
+def _sft(model: Transformer, batch: int) -> Callable[[], float]:
+    """Examples of 40 to 120 tokens, the first third of each without loss, packed."""
+    optimizer, rng = MasterAdamW(model), Random(0)
+    settings = SftConfig(context=CONTEXT, micro_tokens=batch * CONTEXT)
+
+    def step() -> float:
+        examples, tokens = [], 0
+        while tokens < batch * CONTEXT - 120:
+            length = rng.randint(40, 120)
+            ids = [rng.randrange(300, model.config.vocab_size) for _ in range(length)]
+            examples.append(Encoded(tuple(ids), tuple(int(n > length // 3) for n in range(length))))
+            tokens += length
+        model.train()
+        for micro in micro_batches(examples, settings, model.head_weight.device):
+            torch.autograd.backward(micro.loss(model))
+        optimizer.step(1e-4, 1.0)
+        return float(tokens)
+
+    return lambda: rate(step)
+
+
+def _grpo_update(model: Transformer, batch: int) -> Callable[[], float]:
+    """Sixteen completions a prompt, of 60 tokens and a prompt of 40; tokens of prompt and completion are counted."""
+    learner, rng = Learner(model, MasterAdamW(model)), Random(0)
+    learner.optimizer.version = 1  # no on-policy check: the sampler's logprobs are made up
+    settings = GrpoConfig(micro_tokens=batch * CONTEXT)
+
+    def step() -> float:
+        rows = []
+        for group in range(max(1, batch * CONTEXT // 1600)):
+            prompt = [rng.randrange(300, model.config.vocab_size) for _ in range(40)]
+            for _ in range(16):
+                ids = [*prompt, *(rng.randrange(300, model.config.vocab_size) for _ in range(60))]
+                rows.append(Row(tuple(ids), 40, (-6.0,) * 60, rng.choice((-1.0, 1.0)), group))
+        update(learner, rows, settings, 1e-5, 0, 0, None)
+        return float(sum(len(row.ids) for row in rows))
+
+    return lambda: rate(step)
+
+
+def _against_trainer(
+    model: Transformer, size: str, batch: int, config: BenchConfig, missing: dict[str, str]
+) -> list[dict[str, Any]]:
+    try:
+        import transformers
+    except ImportError:
+        missing["transformers Trainer"] = f"not installed; {INSTALL}"
+        return []
+    try:
+        import accelerate  # noqa: F401
+    except ImportError:
+        missing["transformers Trainer"] = f"accelerate is not installed; {INSTALL}"
+        return []
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder) / "model", 0)
+        steps = 2 if config.quick else 6
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "model", dtype=model.head_weight.dtype
+        )
+        data = [
+            {"input_ids": row, "labels": row} for n in range(steps) for row in _ids(model, batch, n)[:, :-1].tolist()
+        ]
+        settings = transformers.TrainingArguments(
+            output_dir=f"{folder}/trainer",
+            per_device_train_batch_size=batch,
+            max_steps=steps,
+            learning_rate=1e-4,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+
+        def train() -> float:
+            trainer = transformers.Trainer(
+                network, settings, transformers.default_data_collator, data, callbacks=[clock]
+            )
+            trainer.train()
+            return (steps - 1) * batch * CONTEXT / (clock.ended - clock.began)
+
+        class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+            """From the end of the first step to the end of the last: what the Trainer sets up does not count."""
+
+            began = ended = 0.0
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+                self.ended = time.perf_counter()
+                if state.global_step == 1:
+                    self.began = self.ended
+
+        clock = Clock()
+        figures = compare(_pretraining(model, batch), train, config.pairs)
+    row = {"work": "pretraining", "size": size, "tokens": batch * CONTEXT, "peer_name": "transformers Trainer"}
+    return [row | figures]

@@ -1,0 +1,105 @@
+"""Decoding in plain torch: any device, any shape; the oracle and the fallback of the native path.
+
+Each distinct prompt is prefilled once, its cache row repeated for its samples; finished rows leave the batch.
+
+Legend: P prompts, B live rows, S cache columns, T drawn tokens. Not covered: refill, paged caches (prompts of one call
+should have similar lengths).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dunwu.model.transformer import KVCache, Transformer
+from dunwu.rollout.sampling import sample_tokens, uniforms
+from dunwu.types import SamplingParams
+
+COMPACT_AT = 0.85
+"""Rebuild the batch when this share of its rows, or less, is still unfinished."""
+
+
+@dataclass
+class _Rows:
+    """State of the live rows: where each came from and what it has drawn."""
+
+    origin_B: Tensor
+    seeds_B: Tensor
+    """Stays on the CPU: the counter's 64-bit arithmetic does not exist on every device."""
+    last_B: Tensor
+    alive_B: Tensor
+
+    def select(self, rows: Tensor) -> None:
+        self.origin_B, self.seeds_B = self.origin_B[rows], self.seeds_B[rows.cpu()]
+        self.last_B, self.alive_B = self.last_B[rows], self.alive_B[rows]
+
+
+class TorchDecoder:
+    """Draws completions of one batch.
+
+    Args:
+        model: in evaluation mode.
+        stop_ids: tokens that end a row.
+    """
+
+    def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
+        self.model, self.stop_ids = model, torch.tensor(list(stop_ids))
+
+    def draw(
+        self, prompts: Sequence[Sequence[int]], parents: Sequence[int], seeds: Sequence[int], params: SamplingParams
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Row i continues `prompts[parents[i]]`.
+
+        Returns:
+            tokens (B, T), valid up to the row's length, logprobs (B, T), lengths (B,); on the CPU.
+        """
+        cache, logits_PV = self._prefill(prompts, params.max_tokens)
+        parents_B = torch.tensor(list(parents), device=logits_PV.device)
+        cache.select(parents_B)
+        rows = _Rows(
+            origin_B=torch.arange(len(seeds), device=parents_B.device),
+            seeds_B=torch.tensor(list(seeds)),
+            last_B=torch.zeros(len(seeds), dtype=torch.long, device=parents_B.device),
+            alive_B=torch.ones(len(seeds), dtype=torch.bool, device=parents_B.device),
+        )
+        tokens_TB, logprobs_TB = self._decode(cache, logits_PV[parents_B], rows, params)
+        return tokens_TB.T.cpu(), logprobs_TB.T.cpu(), (tokens_TB >= 0).sum(0).cpu()
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[KVCache, Tensor]:
+        """Run each prompt once, left-padded; returns the cache and the logits after the last token."""
+        device = self.model.head_weight.device
+        longest = max(len(prompt) for prompt in prompts)
+        pad = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        cache = KVCache(self.model.config, pad, longest + room, self.model.head_weight.dtype)
+        hidden = self.model.hidden(ids, cache=cache)
+        return cache, hidden[:, -1] @ self.model.head_weight.T
+
+    def _decode(self, cache: KVCache, logits_BV: Tensor, rows: _Rows, params: SamplingParams) -> tuple[Tensor, Tensor]:
+        """Token by token until every row has stopped; returns (T, rows) tokens, -1 after the end, and logprobs."""
+        total = len(rows.origin_B)
+        stop_ids = self.stop_ids.to(logits_BV.device)
+        tokens = torch.full((params.max_tokens, total), -1, device=logits_BV.device)
+        logprobs = torch.zeros(params.max_tokens, total, device=logits_BV.device)
+        for position in range(params.max_tokens):
+            u_B = uniforms(rows.seeds_B, position).float().to(logits_BV.device)
+            drawn_B, logprobs_B = sample_tokens(logits_BV, params, u_B)
+            live = rows.alive_B
+            tokens[position, rows.origin_B[live]] = drawn_B[live]
+            logprobs[position, rows.origin_B[live]] = logprobs_B[live]
+            rows.last_B = drawn_B
+            rows.alive_B = live & ~torch.isin(drawn_B, stop_ids)
+            remaining = int(rows.alive_B.sum())
+            if remaining == 0:
+                return tokens[: position + 1], logprobs[: position + 1]
+            if remaining <= COMPACT_AT * len(live):
+                keep = rows.alive_B.nonzero().squeeze(1)
+                rows.select(keep)
+                cache.select(keep)
+            if position + 1 < params.max_tokens:
+                hidden = self.model.hidden(rows.last_B[:, None], cache=cache)
+                logits_BV = hidden[:, -1] @ self.model.head_weight.T
+        return tokens, logprobs

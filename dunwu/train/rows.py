@@ -1,0 +1,165 @@
+"""Completions as rows, rows as micro-batches: what one optimizer update sees.
+
+Where the model is computed natively, completions of one prompt share it: the prompt's tokens stand once, the
+completions behind it, each seeing the prompt and itself (a tree). No padding, and the prompt's part of the work is done
+once instead of once a completion; value and gradient are those of separate rows. Elsewhere rows are padded.
+
+Legend: B rows, T tokens, N trained tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dunwu.model.transformer import Transformer
+from dunwu.native.train import Segment
+from dunwu.train.config import GrpoConfig
+from dunwu.train.losses import state_logprobs, token_weights
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion as the update sees it."""
+
+    ids: tuple[int, ...]
+    """Prompt and completion."""
+    prompt_length: int
+    sampler_logprobs: tuple[float, ...]
+    advantage: float
+    group: int
+    """Number of the problem."""
+
+    @property
+    def completion_length(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tokens of one forward pass, and where their trained tokens sit."""
+
+    ids: Tensor
+    """(B, T) padded rows, or (1, tokens) of trees."""
+    segments: tuple[Segment, ...]
+    """How the tokens of trees lie; empty for padded rows."""
+    places_N: Tensor
+    """Indices into the flattened ids of the position that predicts each completion token."""
+    targets_N: Tensor
+    advantages_N: Tensor
+    sampler_N: Tensor
+    weights_N: Tensor
+
+    def states(self, model: Transformer) -> Tensor:
+        """(N, D) final states from which the completion tokens are predicted."""
+        if self.segments:
+            return model.packed(self.ids[0], self.segments).index_select(0, self.places_N)
+        return model.hidden(self.ids).flatten(0, 1).index_select(0, self.places_N)
+
+    def logprobs(self, model: Transformer, temperature: float) -> tuple[Tensor, Tensor]:
+        """(logprobs (N,) with gradient, entropies (N,)) of the completion tokens."""
+        return state_logprobs(self.states(model), model.head_weight, self.targets_N, temperature)
+
+
+def micro_batches(
+    rows: Sequence[Row], config: GrpoConfig, device: torch.device, trees: bool = False
+) -> list[MicroBatch]:
+    """Cut the rows of one optimizer update into batches of at most `config.micro_tokens` tokens.
+
+    The loss weights are made from the whole update first, so the cut cannot change the gradient.
+
+    Args:
+        trees: completions share their prompt; only for models that are `native`.
+    """
+    longest = max(row.completion_length for row in rows)
+    mask_BT = torch.zeros(len(rows), longest)
+    for b, row in enumerate(rows):
+        mask_BT[b, : row.completion_length] = 1.0
+    weights_BT = token_weights(
+        mask_BT, config.loss_norm, max_tokens=config.max_tokens, group_ids_B=[row.group for row in rows]
+    )
+    cut = _planted if trees else _padded
+    return cut(rows, weights_BT, config.micro_tokens, device)
+
+
+def _padded(rows: Sequence[Row], weights_BT: Tensor, limit: int, device: torch.device) -> list[MicroBatch]:
+    """Rows of similar length side by side."""
+    by_length = sorted(range(len(rows)), key=lambda b: -len(rows[b].ids))
+    batches = []
+    while by_length:
+        take = max(1, limit // len(rows[by_length[0]].ids))
+        chosen, by_length = by_length[:take], by_length[take:]
+        # The last token predicts nothing that is trained, so inputs stop one short of it.
+        width = max(1, len(rows[chosen[0]].ids) - 1)
+        ids = torch.zeros(len(chosen), width, dtype=torch.long)
+        places: list[int] = []
+        for line, b in enumerate(chosen):
+            row = rows[b]
+            ids[line, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
+            first = line * width + row.prompt_length - 1
+            places += range(first, first + row.completion_length)
+        batches.append(_micro_batch(ids, (), places, rows, chosen, weights_BT, device))
+    return batches
+
+
+def _planted(rows: Sequence[Row], weights_BT: Tensor, limit: int, device: torch.device) -> list[MicroBatch]:
+    """Trees one after the other: a prompt, then its completions less their last tokens."""
+    families: dict[tuple[int, ...], list[int]] = {}
+    for b, row in enumerate(rows):
+        families.setdefault(row.ids[: row.prompt_length], []).append(b)
+    batches: list[MicroBatch] = []
+    ids: list[int] = []
+    segments: list[Segment] = []
+    places: list[int] = []
+    chosen: list[int] = []
+
+    def close() -> None:
+        if chosen:
+            tokens = torch.tensor([ids])
+            batches.append(_micro_batch(tokens, tuple(segments), places, rows, chosen, weights_BT, device))
+        for part in (ids, segments, places, chosen):
+            part.clear()
+
+    for prompt, family in families.items():
+        root: tuple[int, int] | None = None
+        for b in family:
+            grown = rows[b].ids[len(prompt) : -1]
+            if chosen and len(ids) + len(grown) + (0 if root else len(prompt)) > limit:
+                close()
+                root = None
+            if root is None:
+                root = (len(ids), len(ids) + len(prompt))
+                segments.append(Segment(*root))
+                ids += prompt
+            places.append(root[1] - 1)
+            places += range(len(ids), len(ids) + len(grown))
+            if grown:
+                segments.append(Segment(len(ids), len(ids) + len(grown), *root))
+                ids += grown
+            chosen.append(b)
+    close()
+    return batches
+
+
+def _micro_batch(
+    ids: Tensor,
+    segments: tuple[Segment, ...],
+    places: Sequence[int],
+    rows: Sequence[Row],
+    chosen: Sequence[int],
+    weights_BT: Tensor,
+    device: torch.device,
+) -> MicroBatch:
+    parts = [rows[b] for b in chosen]
+    return MicroBatch(
+        ids.to(device),
+        segments,
+        torch.tensor(places, device=device),
+        torch.tensor([token for row in parts for token in row.ids[row.prompt_length :]], device=device),
+        torch.tensor([row.advantage for row in parts for _ in range(row.completion_length)], device=device),
+        torch.tensor([logprob for row in parts for logprob in row.sampler_logprobs], device=device),
+        torch.cat([weights_BT[b, : rows[b].completion_length] for b in chosen]).to(device),
+    )
