@@ -175,7 +175,11 @@ MEASURED = (
      "{differences}, after {kills} kills in {runs} runs", "{differences} 处（{runs} 次运行，共杀 {kills} 次）"),
     ("kill-resume-r1", "the same for the whole of R1, at toy size", "同上，R1 全程，玩具规模",
      "{differences}, after {kills} kills in {runs} runs", "{differences} 处（{runs} 次运行，共杀 {kills} 次）"),
-    ("score-speed", "`dunwu score`, one core", "`dunwu score`，单核", "{lines_per_second:,} lines/s", "每秒 {lines_per_second:,} 行"),
+    ("bench-verify", "`dunwu score`, one core", "`dunwu score`，单核", "{rows[0][ours]:,.0f} lines/s", "每秒 {rows[0][ours]:,.0f} 行"),
+    ("bench-grpo", "a GRPO step of 512 samples, beside TRL’s", "一步 GRPO（512 条样本），与 TRL 相比",
+     "{rows[0][ratio]:.0f}×", "{rows[0][ratio]:.0f} 倍"),
+    ("bench-rollout", "sampling 512 × 128 tokens, beside transformers’ `generate`", "采样 512 × 128 个词元，与 transformers 的 `generate` 相比",
+     "{rows[3][ratio]:.0f}×, {rows[3][ours]:,.0f} tokens/s", "{rows[3][ratio]:.0f} 倍，每秒 {rows[3][ours]:,.0f} 词元"),
     ("fuzz", "fuzzed completions against an independent verifier", "模糊测试：与另一份独立实现的判分对照",
      "{cases:,} cases, {wrong} wrong verdicts, slowest {slowest_ms:.1f} ms", "{cases:,} 例，判错 {wrong} 例，最慢 {slowest_ms:.1f} 毫秒"),
     ("shakespeare", "tinyshakespeare from scratch, last tenth held out", "从零训练 tinyshakespeare，最后一成留出",
@@ -185,7 +189,12 @@ MEASURED = (
      "网页 {world[ratio]:.2f}，文件 {files[ratio]:.2f}，训练 {training[ratio]:.2f}"),
 )  # fmt: skip
 """Record, what was measured (en, zh), and the figure: templates over its `result`, in which seconds are there as
-minutes, too, and a list is its length."""
+minutes, too, and a list shows its length."""
+
+
+class _Counted(list[Any]):
+    def __format__(self, spec: str) -> str:
+        return format(len(self), spec)
 
 
 def measured_table(results: Results) -> str:
@@ -197,12 +206,12 @@ def measured_table(results: Results) -> str:
         if record is None:
             rows.append([say(english, chinese), results.missing, ""])
             continue
-        values = {key: len(value) if isinstance(value, list) else value for key, value in record["result"].items()}
+        values = {key: _Counted(value) if isinstance(value, list) else value for key, value in record["result"].items()}
         for key in [key for key in values if key.endswith("seconds")]:
             values[key.replace("seconds", "minutes")] = values[key] / 60
         try:
             text = say(figure, figure_zh).format(**values)
-        except KeyError as error:
+        except LookupError as error:
             raise DunwuError(f"docs/results/{name}.json: result has no {error}", "see docs/results/README.md") from None
         rows.append([say(english, chinese), text, f"`{record['command']}`"])
     return table(rows)

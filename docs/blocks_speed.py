@@ -60,6 +60,7 @@ def _what(row: dict[str, Any]) -> str:
     named = [str(row[key]) for key in ("case", "work") if key in row]
     named += [f"{row['size']}"] if "size" in row else []
     named += [f"batch {row['batch']}"] if "batch" in row else []
+    named += [f"mean {row['mean_tokens_ours']} and {row['mean_tokens_peer']}"] if "mean_tokens_peer" in row else []
     return ", ".join(named)
 
 

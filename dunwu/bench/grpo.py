@@ -7,10 +7,11 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dunwu.bench import INSTALL, BenchConfig
-from dunwu.bench.pairs import compare
+from dunwu.bench.pairs import compare, step_clock
 from dunwu.bench.subject import make_model, make_prompts, make_tokenizer
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.machine import library_version
@@ -24,7 +25,7 @@ from dunwu.types import Problem, Verdict
 
 GROUP, PROMPTS, LENGTH, PROMPT = 16, 32, 128, 40
 MEAN = 49
-"""Tokens of a completion on average; the longest has `LENGTH`."""
+"""Tokens of a completion on average, roughly; the longest has `LENGTH`."""
 
 
 class Parity:
@@ -57,19 +58,22 @@ def bench_grpo(config: BenchConfig) -> dict[str, Any]:
     tokenizer = make_tokenizer()
     missing: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
-    prompts = [tokenizer.decode(ids) for ids in make_prompts(problems, PROMPT, config.seed)]
+    prompts = [tokenizer.decode(ids) for ids in make_prompts(tokenizer, problems, PROMPT, config.seed)]
+
+    lengths: dict[str, list[float]] = {"ours": [], "peer": []}
 
     def ours(size: str, problems: int, group: int, length: int) -> Callable[[], float]:
         model = make_model(size, tokenizer, config.seed, max(4, length * MEAN // LENGTH), config.device)
-        return _ours(model, tokenizer, prompts, problems, group, length)
+        return _ours(model, tokenizer, prompts, problems, group, length, lengths["ours"])
 
     with tempfile.TemporaryDirectory() as folder:
         peer = None
         if config.peers and config.device == "cpu":
             model = make_model(size, tokenizer, config.seed, max(4, length * MEAN // LENGTH), config.device)
-            peer = _trl(model, tokenizer, prompts, problems, group, length, Path(folder), missing)
-        row = {"case": f"{problems * group} samples, at most {length} tokens", "size": size}
+            peer = _trl(model, tokenizer, prompts, problems, group, length, Path(folder), missing, lengths["peer"])
+        row: dict[str, Any] = {"case": f"{problems * group} samples, at most {length} tokens", "size": size}
         figures = compare(ours(size, problems, group, length), peer, config.pairs)
+        row |= {f"mean_tokens_{who}": round(fmean(found), 1) for who, found in lengths.items() if found}
         rows.append(row | {"peer_name": "TRL GRPOTrainer" if peer else None} | figures)
     growth = {}
     if not config.quick:
@@ -103,7 +107,13 @@ def _growth(cases: Mapping[float, Callable[[], float]], times: int) -> dict[str,
 
 
 def _ours(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], problems: int, group: int, length: int
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    problems: int,
+    group: int,
+    length: int,
+    lengths: list[float],
 ) -> Callable[[], float]:
     learner = Learner(model, MasterAdamW(model))
     engine = Engine(model, tokenizer, lambda: learner.optimizer.version)
@@ -112,7 +122,7 @@ def _ours(
 
     def step() -> float:
         began = time.perf_counter()
-        next(steps)
+        lengths.append(next(steps).metrics["grpo/length"])
         return 1 / (time.perf_counter() - began)
 
     return step
@@ -127,6 +137,7 @@ def _trl(
     length: int,
     folder: Path,
     missing: dict[str, str],
+    lengths: list[float],
 ) -> Callable[[], float] | None:
     try:
         import transformers
@@ -147,16 +158,6 @@ def _trl(
     def reward(completions: Sequence[str], **named: Any) -> list[float]:
         return [float(len(text) % 2 == 0) for text in completions]
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-        """From the end of the first step to the end of the last."""
-
-        began = ended = 0.0
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-            self.ended = time.perf_counter()
-            if state.global_step == 1:
-                self.began = self.ended
-
     settings = GRPOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=problems * group,
@@ -175,12 +176,14 @@ def _trl(
     )
 
     def train() -> float:
-        clock = Clock()
+        clock = step_clock(transformers.TrainerCallback)
         data = Dataset.from_list([{"prompt": prompt} for prompt in prompts[:problems]] * steps)
         trainer = GRPOTrainer(
             network, reward_funcs=reward, args=settings, train_dataset=data, processing_class=reader, callbacks=[clock]
         )
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        return (steps - 1) / (clock.ended - clock.began)
+        lengths.append(trainer.state.log_history[-1]["completions/mean_length"])
+        return (steps - 1) / clock.seconds()
 
     return train

@@ -12,9 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import gguf
 import torch
-import xllamacpp
 
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.model.transformer import Transformer
@@ -34,9 +32,18 @@ NAMES = {
 
 
 class LlamaCpp:
-    """A server with `slots` sequences at once, for as long as the `with` block lasts."""
+    """A server with `slots` sequences at once, for as long as the `with` block lasts.
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, file: Path, slots: int, columns: int) -> None:
+    Args:
+        columns: tokens of a sequence at most, its prompt among them.
+        threads: for one token of each sequence; prompts get all of torch's.
+    """
+
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, file: Path, slots: int, columns: int, threads: int
+    ) -> None:
+        import xllamacpp
+
         write_gguf(model, tokenizer, file)
         self.slots = slots
         params = xllamacpp.CommonParams()
@@ -47,12 +54,14 @@ class LlamaCpp:
         params.warmup = False
         params.cache_prompt = False
         params.port = 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = torch.get_num_threads()
         params.verbosity = -1
         self._params = params
+        self._start = xllamacpp.Server
 
     def __enter__(self) -> LlamaCpp:
-        self._server = xllamacpp.Server(self._params)
+        self._server = self._start(self._params)
         self._pool = ThreadPoolExecutor(self.slots)
         return self
 
@@ -80,6 +89,8 @@ class LlamaCpp:
 
 def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path) -> None:
     """The weights in float32, and the vocabulary."""
+    import gguf
+
     shape = model.config
     writer = gguf.GGUFWriter(file, "qwen2")
     writer.add_context_length(shape.max_position_embeddings)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dunwu.bench import INSTALL, BenchConfig
+from dunwu.bench.llama_cpp import LlamaCpp
 from dunwu.bench.pairs import compare, rate
 from dunwu.bench.subject import make_model, make_prompts, make_tokenizer
 from dunwu.data.tokenizer import Tokenizer
@@ -37,7 +39,7 @@ def bench_rollout(config: BenchConfig) -> dict[str, Any]:
         cases = [("fixed length", model, batch, 1) for batch in batches]
         cases += [("16 samples a prompt", model, batches[-1], 16), ("ragged", ragged, batches[-1], 1)]
         for case, subject, batch, shared in cases:
-            prompts = make_prompts(max(1, batch // shared), PROMPT, config.seed)
+            prompts = make_prompts(tokenizer, max(1, batch // shared), PROMPT, config.seed)
             ours = _ours(subject, tokenizer, prompts, batch, length)
             # Its padding and finished rows would not be the same work on ragged lengths.
             peer = generate(prompts, batch, length) if generate is not None and subject is model else None
@@ -85,7 +87,7 @@ def _growth(
 ) -> list[dict[str, Any]]:
     """The rate at four times the length, beside that at the length: 1 if cost grew linearly."""
     batch = 4 if config.quick else 128
-    prompts = make_prompts(batch, PROMPT, config.seed)
+    prompts = make_prompts(tokenizer, batch, PROMPT, config.seed)
     long = _ours(model, tokenizer, prompts, batch, 4 * length)
     short = _ours(model, tokenizer, prompts, batch, length)
     row = {"case": f"{4 * length} tokens beside {length}", "size": size, "batch": batch, "tokens": 4 * length}
@@ -135,20 +137,27 @@ def _llama_rows(
     config: BenchConfig,
     missing: dict[str, str],
 ) -> list[dict[str, Any]]:
-    try:
-        from dunwu.bench.llama_cpp import LlamaCpp
-    except ImportError:
+    if not (find_spec("xllamacpp") and find_spec("gguf")):
         missing["llama.cpp"] = f"xllamacpp or gguf is not installed; {INSTALL}"
         return []
     rows = []
+    file, columns = folder / "model.gguf", PROMPT + length + 8
     for batch in (1, 4) if config.quick else (1, 16, 64):
-        with LlamaCpp(model, tokenizer, folder / "model.gguf", slots=batch, columns=PROMPT + length + 8) as peer:
-            prompts = make_prompts(batch, PROMPT, config.seed)
+        prompts = make_prompts(tokenizer, batch, PROMPT, config.seed)
+
+        def fitness(threads: int, batch: int = batch, prompts: list[list[int]] = prompts) -> float:
+            with LlamaCpp(model, tokenizer, file, batch, columns, threads) as peer:
+                peer.generate(prompts, length)
+                return rate(lambda: peer.generate(prompts, length))
+
+        # With few sequences its threads wait for each other more than they compute: it gets the number it is fastest with.
+        threads = max({1, torch.get_num_threads()}, key=fitness)
+        with LlamaCpp(model, tokenizer, file, batch, columns, threads) as peer:
             compared = compare(
                 _ours(model, tokenizer, prompts, batch, length),
                 lambda peer=peer, prompts=prompts: rate(lambda: peer.generate(prompts, length)),  # type: ignore[misc]
                 config.pairs,
             )
-        row = {"case": "fixed length", "size": size, "batch": batch, "tokens": length, "peer_name": "llama.cpp"}
-        rows.append(row | compared)
+        row = {"case": "fixed length", "size": size, "batch": batch, "tokens": length}
+        rows.append(row | {"peer_name": f"llama.cpp's server, threads: {threads}"} | compared)
     return rows

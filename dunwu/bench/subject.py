@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from random import Random
+import itertools
 
 import torch
 
@@ -11,6 +11,8 @@ from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.model.config import model_preset
 from dunwu.model.hf import resolve_dtype
 from dunwu.model.transformer import Transformer
+from dunwu.recipes.r1_presets import WIDE
+from dunwu.world.web import pages
 
 VOCAB = 1024
 
@@ -21,34 +23,8 @@ def working_dtype(device: str = "cpu") -> torch.dtype:
 
 
 def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE of 1,024 tokens on sums and small talk."""
-    rng = Random(0)
-    words = [
-        "the",
-        "a",
-        "one",
-        "two",
-        "three",
-        "Using",
-        "numbers",
-        "create",
-        "an",
-        "equation",
-        "that",
-        "equals",
-        "answer",
-        "think",
-        "wait",
-        "no",
-        "yes",
-        "because",
-    ]
-    lines = [
-        " ".join(rng.choice(words) if rng.random() < 0.6 else str(rng.randint(1, 999)) for _ in range(12))
-        + f" {rng.randint(1, 99)}+{rng.randint(1, 99)}*{rng.randint(1, 9)}={rng.randint(1, 999)}"
-        for _ in range(4000)
-    ]
-    return train_from_texts(lines, VOCAB)
+    """Byte-level BPE of 1,024 tokens on pages of the world."""
+    return train_from_texts((page.text for page in itertools.islice(pages(WIDE, seed=0), 4000)), VOCAB)
 
 
 def make_model(
@@ -80,7 +56,7 @@ def _end_after(model: Transformer, end_id: int, mean_length: int, generator: tor
     model.head_weight[end_id] = torch.linalg.lstsq(states, wanted.expand(len(states))[:, None]).solution[:, 0]
 
 
-def make_prompts(count: int, length: int, seed: int) -> list[list[int]]:
-    """Random token ids; ordinary tokens only."""
-    rng = Random(seed)
-    return [[rng.randrange(300, VOCAB - 24) for _ in range(length)] for _ in range(count)]
+def make_prompts(tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[list[int]]:
+    """The first tokens of pages that are long enough."""
+    found = (tokenizer.encode(page.text) for page in pages(WIDE, seed))
+    return [ids[:length] for ids in itertools.islice((ids for ids in found if len(ids) >= length), count)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from dunwu.bench import INSTALL, BenchConfig
 from dunwu.bench.limits import gemm_gflops
-from dunwu.bench.pairs import compare, rate
+from dunwu.bench.pairs import compare, rate, step_clock
 from dunwu.bench.subject import make_model, make_tokenizer
 from dunwu.data.chat import Encoded
 from dunwu.machine import library_version
@@ -28,8 +28,24 @@ from dunwu.train.rows import Row
 from dunwu.train.sft import micro_batches
 
 CONTEXT = 256
+SHORTEST, LONGEST = 40, 120
+"""Tokens of an SFT example."""
+PROMPT, COMPLETION, GROUP = 40, 60, 16
+"""Tokens of a prompt and of a completion in the GRPO update, and completions of a prompt."""
 SIZES = {"0.8M": 64, "4M": 32, "12M": 16, "50M": 8}
 """Preset → rows of `CONTEXT` tokens in an update."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kind of training step."""
+
+    measure: Callable[[], float]
+    """Takes a step; tokens/s."""
+    context: float = CONTEXT
+    """Mean length of a text."""
+    computed: float = 1.0
+    """Share of the tokens that goes through the model: a prompt counts with each completion, and is computed once."""
 
 
 def training_flops(shape: ModelConfig, context: float) -> float:
@@ -48,17 +64,18 @@ def bench_train(config: BenchConfig) -> dict[str, Any]:
     missing: dict[str, str] = {}
     for size, batch in sizes.items():
         model = make_model(size, tokenizer, config.seed, None, config.device)
-        works: dict[str, Callable[[], float]] = {
-            "pretraining": _pretraining(model, batch),
-            "SFT": _sft(model, batch),
-            "GRPO update": _grpo_update(model, batch),
+        works = {
+            "pretraining": Work(_pretraining(model, batch)),
+            "SFT": Work(_sft(model, batch), (SHORTEST + LONGEST) / 2),
+            "GRPO update": Work(
+                _grpo_update(model, batch), PROMPT + COMPLETION, (PROMPT / GROUP + COMPLETION) / (PROMPT + COMPLETION)
+            ),
         }
-        for work, measure in works.items():
+        for name, work in works.items():
             limit = gemm_gflops(model.head_weight.dtype, config.quick, config.device)
-            figures = compare(measure, None, config.pairs)
-            share = figures["ours"] * training_flops(model.config, CONTEXT) / (limit * 1e9)
-            row = {"work": work, "size": size, "tokens": batch * CONTEXT, "peer_name": None}
-            # Where a prompt is computed once for all its completions, tokens/s counts it with each of them.
+            figures = compare(work.measure, None, config.pairs)
+            share = figures["ours"] * work.computed * training_flops(model.config, work.context) / (limit * 1e9)
+            row = {"work": name, "size": size, "tokens": batch * CONTEXT, "peer_name": None}
             rows.append(row | figures | {"gemm_share": round(share, 3), "gemm_gflops": limit})
         if config.peers and config.device == "cpu" and size in ("tiny", "0.8M", "12M"):
             rows += _against_trainer(model, size, batch, config, missing)
@@ -91,14 +108,14 @@ def _pretraining(model: Transformer, batch: int) -> Callable[[], float]:
 
 
 def _sft(model: Transformer, batch: int) -> Callable[[], float]:
-    """Examples of 40 to 120 tokens, the first third of each without loss, packed."""
+    """Packed examples; the first third of each has no loss."""
     optimizer, rng = MasterAdamW(model), Random(0)
     settings = SftConfig(context=CONTEXT, micro_tokens=batch * CONTEXT)
 
     def step() -> float:
         examples, tokens = [], 0
-        while tokens < batch * CONTEXT - 120:
-            length = rng.randint(40, 120)
+        while tokens < batch * CONTEXT - LONGEST:
+            length = rng.randint(SHORTEST, LONGEST)
             ids = [rng.randrange(300, model.config.vocab_size) for _ in range(length)]
             examples.append(Encoded(tuple(ids), tuple(int(n > length // 3) for n in range(length))))
             tokens += length
@@ -112,18 +129,18 @@ def _sft(model: Transformer, batch: int) -> Callable[[], float]:
 
 
 def _grpo_update(model: Transformer, batch: int) -> Callable[[], float]:
-    """Sixteen completions a prompt, of 60 tokens and a prompt of 40; tokens of prompt and completion are counted."""
+    """Tokens of prompt and completion are counted, for each completion."""
     learner, rng = Learner(model, MasterAdamW(model)), Random(0)
     learner.optimizer.version = 1  # no on-policy check: the sampler's logprobs are made up
     settings = GrpoConfig(micro_tokens=batch * CONTEXT)
 
     def step() -> float:
         rows = []
-        for group in range(max(1, batch * CONTEXT // 1600)):
-            prompt = [rng.randrange(300, model.config.vocab_size) for _ in range(40)]
-            for _ in range(16):
-                ids = [*prompt, *(rng.randrange(300, model.config.vocab_size) for _ in range(60))]
-                rows.append(Row(tuple(ids), 40, (-6.0,) * 60, rng.choice((-1.0, 1.0)), group))
+        for group in range(max(1, batch * CONTEXT // (GROUP * (PROMPT + COMPLETION)))):
+            prompt = [rng.randrange(300, model.config.vocab_size) for _ in range(PROMPT)]
+            for _ in range(GROUP):
+                ids = [*prompt, *(rng.randrange(300, model.config.vocab_size) for _ in range(COMPLETION))]
+                rows.append(Row(tuple(ids), PROMPT, (-6.0,) * COMPLETION, rng.choice((-1.0, 1.0)), group))
         update(learner, rows, settings, 1e-5, 0, 0, None)
         return float(sum(len(row.ids) for row in rows))
 
@@ -166,23 +183,14 @@ def _against_trainer(
         )
 
         def train() -> float:
+            clock = step_clock(transformers.TrainerCallback)
             trainer = transformers.Trainer(
                 network, settings, transformers.default_data_collator, data, callbacks=[clock]
             )
+            trainer.remove_callback(transformers.PrinterCallback)
             trainer.train()
-            return (steps - 1) * batch * CONTEXT / (clock.ended - clock.began)
+            return (steps - 1) * batch * CONTEXT / clock.seconds()
 
-        class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-            """From the end of the first step to the end of the last: what the Trainer sets up does not count."""
-
-            began = ended = 0.0
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-                self.ended = time.perf_counter()
-                if state.global_step == 1:
-                    self.began = self.ended
-
-        clock = Clock()
         figures = compare(_pretraining(model, batch), train, config.pairs)
     row = {"work": "pretraining", "size": size, "tokens": batch * CONTEXT, "peer_name": "transformers Trainer"}
     return [row | figures]
