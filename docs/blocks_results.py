@@ -184,9 +184,9 @@ MEASURED = (
      "{cases:,} cases, {wrong} wrong verdicts, slowest {slowest_ms:.1f} ms", "{cases:,} 例，判错 {wrong} 例，最慢 {slowest_ms:.1f} 毫秒"),
     ("shakespeare", "tinyshakespeare from scratch, last tenth held out", "从零训练 tinyshakespeare，最后一成留出",
      "{metrics[bits_per_byte]:.2f} bits per byte after {minutes:.1f} min", "{minutes:.1f} 分钟后每字节 {metrics[bits_per_byte]:.2f} 比特"),
-    ("memory", "peak memory at 10× the corpus over 1×", "语料 10 倍时的内存峰值，与 1 倍相比",
-     "pages {world[ratio]:.2f}, files {files[ratio]:.2f}, training {training[ratio]:.2f}",
-     "网页 {world[ratio]:.2f}，文件 {files[ratio]:.2f}，训练 {training[ratio]:.2f}"),
+    ("memory", "peak memory at 10× the corpus over 1×; of an update at 10× the vocabulary", "语料 10 倍时的内存峰值，与 1 倍相比；词表 10 倍时更新的峰值",
+     "pages {world[ratio]:.2f}, files {files[ratio]:.2f}, training {training[ratio]:.2f}; update {update[ratio]:.2f}",
+     "网页 {world[ratio]:.2f}，文件 {files[ratio]:.2f}，训练 {training[ratio]:.2f}；更新 {update[ratio]:.2f}"),
 )  # fmt: skip
 """Record, what was measured (en, zh), and the figure: templates over its `result`, in which seconds are there as
 minutes, too, and a list shows its length."""

@@ -84,12 +84,13 @@ class Run:
             dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive_lock(dir / ".lock", what=f"the run folder {dir}", wait=False))
             before = read_json(file) if file.exists() else {}
-            if not _begun(dir, before):
+            differing = _differing(before, record) if before else {}
+            if differing and _begun(dir, before):
+                raise _other_settings(dir, differing)
+            if differing:  # with nothing to lose the folder is taken over
                 before = {}
                 for failed in (dir / "stages").glob("*.json"):
                     failed.unlink()
-            if before:
-                _check_same(dir, before, record)
             record |= {
                 "status": "running",
                 "start": before.get("start") or _now(),
@@ -314,22 +315,25 @@ def _group_record(group: Group) -> dict[str, Any]:
 
 
 def _begun(directory: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a run that did not finish left anything but its record."""
+    """Whether the run of this record is done, or left anything but its record and failed stages."""
     metrics = directory / METRICS
     stages = (read_json(file)["status"] for file in (directory / "stages").glob("*.json"))
     left = any(status != "failed" for status in stages) or (metrics.exists() and metrics.stat().st_size > 0)
-    return bool(record) and (record.get("status") == "done" or left)
+    return record.get("status") == "done" or left
 
 
-def _check_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    names = ("recipe", "seed", "config")
-    there, here = (_flat({name: record.get(name) for name in names}) for record in (before, now))
-    differing = [name for name in there.keys() | here.keys() if there.get(name) != here.get(name)]
-    if differing:
-        shown = ", ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} now" for name in sorted(differing)[:4])
-        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-        cure = "choose another --out, or the same settings to resume"
-        raise UsageError(f"{directory} holds a run with other settings: {shown}{more}", cure)
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that two records do not share: name → (before, now)."""
+    there, here = (_flat({name: record.get(name) for name in ("recipe", "seed", "config")}) for record in (before, now))
+    names = sorted(there.keys() | here.keys())
+    return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
+
+
+def _other_settings(directory: Path, differing: Mapping[str, tuple[Any, Any]]) -> UsageError:
+    shown = ", ".join(f"{name} {there!r} there, {here!r} now" for name, (there, here) in [*differing.items()][:4])
+    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+    cure = "choose another --out, or the same settings to resume"
+    return UsageError(f"{directory} holds a run with other settings: {shown}{more}", cure)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Is memory flat? Peak resident memory at 1× and 10× the corpus, each measured in a process of its own.
+"""Is memory flat? Peak resident memory at 1× and 10× the size, each measured in a process of its own.
 
     python tests/memory_flat.py [--tokens 2000000] [--updates 20]
 
-Three things stream and are measured: generated pages to token shards, a user's text and JSONL files to token
-shards, and pretraining steps over shards of both sizes. Prints one JSON object with the peaks in MB and their
+Three things stream a corpus: generated pages to token shards, a user's text and JSONL files to token
+shards, and pretraining steps over shards of both sizes. The fourth is an update's log-probabilities, forward and
+backward, with 1× and 10× the vocabulary. Prints one JSON object with the peaks in MB and their
 ratios (10× over 1×); exit code 1 if one is above 1.10. Peaks are the kernel's own high-water marks (VmHWM).
 Not collected by pytest: it takes minutes.
 """
@@ -15,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -88,6 +90,19 @@ def training(folder: Path, tokens: int, updates: int) -> None:
         shards.batch(shards.total // config.rows, config.rows)  # into the next epoch: every shard's order is drawn
 
 
+def update(vocabulary: int) -> None:
+    """Log-probabilities of 30,000 tokens and their gradient. Whole logits of 1,000 tokens would be 120 MB, of 10,000
+    ten times that; the output matrix itself is below 1 MB."""
+    import torch
+
+    from dunwu.train.losses import state_logprobs
+
+    generator = torch.Generator().manual_seed(0)
+    states, head = (torch.randn(rows, 16, generator=generator, requires_grad=True) for rows in (30_000, vocabulary))
+    chosen = torch.randint(vocabulary, (30_000,), generator=generator)
+    state_logprobs(states, head, chosen)[0].sum().backward()  # type: ignore[no-untyped-call]
+
+
 def peak_mb() -> float:
     """High-water mark of this process's resident memory. `getrusage` would also count the parent's before exec."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -109,14 +124,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2_000_000, help="tokens of the 1× corpus (2,000,000)")
     parser.add_argument("--updates", type=int, default=20, help="pretraining updates at either size (20)")
-    parser.add_argument("--work", choices=("world", "files", "training"), help=argparse.SUPPRESS)
+    parser.add_argument("--work", choices=("world", "files", "training", "update"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        if args.work == "training":
-            training(args.folder, args.tokens, args.updates)
-        else:
-            {"world": world, "files": files}[args.work](args.folder, args.tokens)
+        works: dict[str, Callable[[], None]] = {
+            "world": lambda: world(args.folder, args.tokens),
+            "files": lambda: files(args.folder, args.tokens),
+            "training": lambda: training(args.folder, args.tokens, args.updates),
+            "update": lambda: update(args.tokens),
+        }
+        works[args.work]()
         print(peak_mb())
         return 0
     result: dict[str, object] = {"tokens": [args.tokens, 10 * args.tokens], "limit": LIMIT}
@@ -124,9 +142,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         train_from_texts((page.text for page in islice(pages(Knobs(), seed=0), 2000)), 1024).save(folder)
-        for work in ("world", "files", "training"):
+        for work, size in (("world", args.tokens), ("files", args.tokens), ("training", args.tokens), ("update", 1000)):
             peaks = []
-            for tokens in (args.tokens, 10 * args.tokens):
+            for tokens in (size, 10 * size):
                 if work == "files":
                     write_files(folder, tokens)
                 peaks.append(measure(work, folder, tokens, args.updates))

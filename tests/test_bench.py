@@ -23,6 +23,20 @@ def test_a_benchmark_in_small(name: str, capsys: pytest.CaptureFixture[str]) -> 
     assert set(result["limits"]["gemm_gflops"]) == {"float32", "bfloat16"} and result["limits"]["bandwidth_gb_s"] > 0
 
 
+@pytest.mark.parametrize("name", ["rollout", "train", "grpo"])
+def test_the_peers_in_small(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("trl", "transformers", "accelerate", "xllamacpp", "gguf"):
+        pytest.importorskip(module, reason="the extra [bench] is not installed")
+    assert main(["bench", name, "--quick", "--pairs", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["missing"] == {} and any("ratio" in row for row in result["rows"])
+
+
+def test_no_pairs_is_no_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "verify", "--pairs", "0"]) == 2
+    assert "--pairs 0" in capsys.readouterr().err
+
+
 def test_the_table_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -303,6 +303,10 @@ def test_a_run_that_failed_at_its_first_stage_leaves_the_folder_to_any_other(tmp
     with pytest.raises(DunwuError), open_run(tmp_path / "run", store, base="") as run:
         run.stage("data", bad_file, {})
     assert (tmp_path / "run" / "stages" / "data.json").exists()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    open_run(tmp_path / "run", store, base="").finish("failed")
+    again = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert again["start"] == record["start"] and len(again["resumed"]) == len(record["resumed"]) + 1
     open_run(tmp_path / "run", store, base="better").finish("failed")
     assert not (tmp_path / "run" / "stages" / "data.json").exists()
     with open_run(tmp_path / "run", store, base="") as run:

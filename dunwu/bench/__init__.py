@@ -50,10 +50,12 @@ def run_benchmark(name: str, config: BenchConfig) -> dict[str, Any]:
     """The result of one benchmark: `name`, `limits`, `machine`, `settings`, `rows`, and `missing` peers with the reason.
 
     Raises:
-        UsageError: no such benchmark.
+        UsageError: no such benchmark, or no pairs.
     """
     if name not in BENCHMARKS:
         raise UsageError(f"no benchmark {name!r}", "choose from " + ", ".join(BENCHMARKS))
+    if config.pairs < 1:
+        raise UsageError(f"--pairs {config.pairs} compares nothing", "take at least one, e.g. 5")
     module = {"verify": "small", "tokenize": "small", "world": "small"}.get(name, name)
     run: Callable[[BenchConfig], dict[str, Any]] = getattr(import_module(f"dunwu.bench.{module}"), f"bench_{name}")
     from dunwu import machine

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from dunwu.bench import INSTALL, BenchConfig
-from dunwu.bench.pairs import compare, step_clock
+from dunwu.bench.pairs import compare, rate, step_clock
 from dunwu.bench.subject import make_model, make_prompts, make_tokenizer
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.machine import library_version
@@ -70,7 +69,9 @@ def bench_grpo(config: BenchConfig) -> dict[str, Any]:
         peer = None
         if config.peers and config.device == "cpu":
             model = make_model(size, tokenizer, config.seed, max(4, length * MEAN // LENGTH), config.device)
-            peer = _trl(model, tokenizer, prompts, problems, group, length, Path(folder), missing, lengths["peer"])
+            peer = _trl(
+                model, tokenizer, prompts, problems, group, length, Path(folder), missing, lengths["peer"], config.seed
+            )
         row: dict[str, Any] = {"case": f"{problems * group} samples, at most {length} tokens", "size": size}
         figures = compare(ours(size, problems, group, length), peer, config.pairs)
         row |= {f"mean_tokens_{who}": round(fmean(found), 1) for who, found in lengths.items() if found}
@@ -121,11 +122,10 @@ def _ours(
     steps = grpo(learner, engine, tokenizer, Parity(prompts), settings, seed=0)
 
     def step() -> float:
-        began = time.perf_counter()
         lengths.append(next(steps).metrics["grpo/length"])
-        return 1 / (time.perf_counter() - began)
+        return 1.0
 
-    return step
+    return lambda: rate(step, model.head_weight.device.type)
 
 
 def _trl(
@@ -138,6 +138,7 @@ def _trl(
     folder: Path,
     missing: dict[str, str],
     lengths: list[float],
+    seed: int,
 ) -> Callable[[], float] | None:
     try:
         import transformers
@@ -165,6 +166,7 @@ def _trl(
         max_completion_length=length,
         max_steps=steps,
         learning_rate=1e-9,
+        seed=seed,
         beta=0.0,
         use_cpu=True,
         bf16=False,  # the weights are bfloat16 already; autocast would only add casts

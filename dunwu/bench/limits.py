@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dunwu.bench.pairs import best_of
+from dunwu.bench.pairs import best_of, wait
 
 
 def limits(quick: bool = False, device: str = "cpu") -> dict[str, Any]:
@@ -43,11 +43,3 @@ def timed(work: Callable[[], object], device: str = "cpu") -> float:
     work()
     wait(device)
     return time.perf_counter() - began
-
-
-def wait(device: str) -> None:
-    """Until the device has done what it was given."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()

@@ -1,4 +1,4 @@
-"""llama.cpp's server as a peer: our weights as a GGUF file in float32, requests over HTTP, one thread each.
+"""llama.cpp's server as a peer: our weights as a GGUF file, requests over HTTP, one thread each.
 
 The GGUF holds what this needs: a dense Qwen2 with its vocabulary.
 """
@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import torch
 
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.model.transformer import Transformer
@@ -35,16 +33,14 @@ class LlamaCpp:
     """A server with `slots` sequences at once, for as long as the `with` block lasts.
 
     Args:
+        file: what `write_gguf` wrote.
         columns: tokens of a sequence at most, its prompt among them.
-        threads: for one token of each sequence; prompts get all of torch's.
+        threads: for a single token, and for more of them at once (prompts, several sequences).
     """
 
-    def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, file: Path, slots: int, columns: int, threads: int
-    ) -> None:
+    def __init__(self, file: Path, slots: int, columns: int, threads: tuple[int, int]) -> None:
         import xllamacpp
 
-        write_gguf(model, tokenizer, file)
         self.slots = slots
         params = xllamacpp.CommonParams()
         params.model.path = str(file)
@@ -54,8 +50,7 @@ class LlamaCpp:
         params.warmup = False
         params.cache_prompt = False
         params.port = 0
-        params.cpuparams.n_threads = threads
-        params.cpuparams_batch.n_threads = torch.get_num_threads()
+        params.cpuparams.n_threads, params.cpuparams_batch.n_threads = threads
         params.verbosity = -1
         self._params = params
         self._start = xllamacpp.Server
@@ -76,7 +71,13 @@ class LlamaCpp:
         return float(sum(self._pool.map(lambda prompt: self._complete(prompt, length), prompts)))
 
     def _complete(self, prompt: list[int], length: int) -> int:
-        body: dict[str, Any] = {"prompt": prompt, "n_predict": length, "ignore_eos": True, "temperature": 1.0}
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "n_predict": length,
+            "ignore_eos": True,
+            "temperature": 1.0,
+            "seed": 0,
+        }
         body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "cache_prompt": False}
         request = urllib.request.Request(
             f"{self._server.listening_address}/completion",
@@ -87,8 +88,8 @@ class LlamaCpp:
             return int(json.load(answer)["tokens_predicted"])
 
 
-def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path) -> None:
-    """The weights in float32, and the vocabulary."""
+def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path, bf16: bool = False) -> None:
+    """The weights and the vocabulary; matrices in float32 or bfloat16, vectors in float32, as llama.cpp has them."""
     import gguf
 
     shape = model.config
@@ -101,7 +102,7 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path) -> None:
     writer.add_head_count_kv(shape.num_kv_heads)
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if bf16 else gguf.LlamaFileType.ALL_F32)
     record = json.loads(tokenizer.backend.to_str())
     ids: dict[str, int] = record["model"]["vocab"]
     special = {entry["content"]: entry["id"] for entry in record["added_tokens"]}
@@ -117,7 +118,8 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, file: Path) -> None:
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_eos_token_id(tokenizer.end_id)
     for name, tensor in model.state_dict().items():
-        writer.add_tensor(_gguf_name(name), tensor.float().numpy())
+        kind = gguf.GGMLQuantizationType.BF16 if bf16 and tensor.dim() > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(_gguf_name(name), gguf.quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

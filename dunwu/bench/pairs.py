@@ -7,16 +7,28 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
 
 def best_of(times: int, measure: Callable[[], float]) -> float:
     """The least of several measurements."""
     return min(measure() for _ in range(times))
 
 
-def rate(work: Callable[[], float]) -> float:
-    """What `work` returns (things done) per second of it."""
+def rate(work: Callable[[], float], device: str = "cpu") -> float:
+    """What `work` returns (things done) per second of it, until the device is done."""
+    wait(device)
     began = time.perf_counter()
     done = work()
+    wait(device)
     return done / (time.perf_counter() - began)
 
 

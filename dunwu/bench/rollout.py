@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import statistics
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 
 from dunwu.bench import INSTALL, BenchConfig
-from dunwu.bench.llama_cpp import LlamaCpp
+from dunwu.bench.llama_cpp import LlamaCpp, write_gguf
 from dunwu.bench.pairs import compare, rate
 from dunwu.bench.subject import make_model, make_prompts, make_tokenizer
 from dunwu.data.tokenizer import Tokenizer
@@ -40,7 +43,7 @@ def bench_rollout(config: BenchConfig) -> dict[str, Any]:
         cases += [("16 samples a prompt", model, batches[-1], 16), ("ragged", ragged, batches[-1], 1)]
         for case, subject, batch, shared in cases:
             prompts = make_prompts(tokenizer, max(1, batch // shared), PROMPT, config.seed)
-            ours = _ours(subject, tokenizer, prompts, batch, length)
+            ours = _ours(subject, tokenizer, prompts, batch, length, endless=subject is model)
             # Its padding and finished rows would not be the same work on ragged lengths.
             peer = generate(prompts, batch, length) if generate is not None and subject is model else None
             rows.append(
@@ -67,8 +70,12 @@ def bench_rollout(config: BenchConfig) -> dict[str, Any]:
 
 
 def _ours(
-    model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], batch: int, length: int
+    model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], batch: int, length: int, endless: bool
 ) -> Callable[[], float]:
+    """`endless`: no token ends a completion, so all have `length` tokens."""
+    if endless:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.stop_ids = ()
     engine = Engine(model, tokenizer)
     calls = [0]
 
@@ -79,7 +86,7 @@ def _ours(
         drawn = engine.sample(prompts, seeds, SamplingParams(max_tokens=length))
         return float(sum(len(completion.token_ids) for group in drawn for completion in group))
 
-    return lambda: rate(draw)
+    return lambda: rate(draw, model.head_weight.device.type)
 
 
 def _growth(
@@ -88,8 +95,8 @@ def _growth(
     """The rate at four times the length, beside that at the length: 1 if cost grew linearly."""
     batch = 4 if config.quick else 128
     prompts = make_prompts(tokenizer, batch, PROMPT, config.seed)
-    long = _ours(model, tokenizer, prompts, batch, 4 * length)
-    short = _ours(model, tokenizer, prompts, batch, length)
+    long = _ours(model, tokenizer, prompts, batch, 4 * length, endless=True)
+    short = _ours(model, tokenizer, prompts, batch, length, endless=True)
     row = {"case": f"{4 * length} tokens beside {length}", "size": size, "batch": batch, "tokens": 4 * length}
     return [row | {"peer_name": f"ours at {length} tokens"} | compare(long, short, config.pairs)]
 
@@ -106,24 +113,25 @@ def _transformers(model: Transformer, tokenizer: Tokenizer, folder: Path, missin
     save_model(model, folder, tokenizer.end_id, tokenizer.stop_ids)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=model.head_weight.dtype).eval()
     peer = peer.to(model.head_weight.device)
+    peer.generation_config.eos_token_id = None  # all completions have the same length, at no cost
 
     def generate(prompts: list[list[int]], batch: int, length: int) -> Callable[[], float]:
         ids = torch.tensor(prompts, device=model.head_weight.device).repeat_interleave(batch // len(prompts), 0)
 
         def draw() -> float:
+            torch.manual_seed(0)
             with torch.inference_mode():
                 out = peer.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
                     do_sample=True,
                     top_k=0,
-                    min_new_tokens=length,
                     max_new_tokens=length,
                     pad_token_id=0,
                 )
             return float(batch * (out.shape[1] - ids.shape[1]))
 
-        return lambda: rate(draw)
+        return lambda: rate(draw, model.head_weight.device.type)
 
     return generate
 
@@ -141,23 +149,27 @@ def _llama_rows(
         missing["llama.cpp"] = f"xllamacpp or gguf is not installed; {INSTALL}"
         return []
     rows = []
-    file, columns = folder / "model.gguf", PROMPT + length + 8
+    columns, all_threads = PROMPT + length + 8, torch.get_num_threads()
+    files = {kind: folder / f"model-{kind}.gguf" for kind in ("float32", "bfloat16")}
+    for kind, file in files.items():
+        write_gguf(model, tokenizer, file, kind == "bfloat16")
     for batch in (1, 4) if config.quick else (1, 16, 64):
         prompts = make_prompts(tokenizer, batch, PROMPT, config.seed)
 
-        def fitness(threads: int, batch: int = batch, prompts: list[list[int]] = prompts) -> float:
-            with LlamaCpp(model, tokenizer, file, batch, columns, threads) as peer:
+        def fitness(way: tuple[str, tuple[int, int]], prompts: list[list[int]] = prompts) -> float:
+            with LlamaCpp(files[way[0]], len(prompts), columns, way[1]) as peer:
                 peer.generate(prompts, length)
-                return rate(lambda: peer.generate(prompts, length))
+                return statistics.median(rate(lambda: peer.generate(prompts, length)) for _ in range(3))
 
-        # With few sequences its threads wait for each other more than they compute: it gets the number it is fastest with.
-        threads = max({1, torch.get_num_threads()}, key=fitness)
-        with LlamaCpp(model, tokenizer, file, batch, columns, threads) as peer:
+        # Which dtype and how many threads are fastest for it depends on the batch: it gets the best of all.
+        ways = itertools.product(files, {(1, 1), (1, all_threads), (all_threads, all_threads)})
+        kind, threads = max(ways, key=fitness)
+        with LlamaCpp(files[kind], batch, columns, threads) as peer:
             compared = compare(
-                _ours(model, tokenizer, prompts, batch, length),
+                _ours(model, tokenizer, prompts, batch, length, endless=True),
                 lambda peer=peer, prompts=prompts: rate(lambda: peer.generate(prompts, length)),  # type: ignore[misc]
                 config.pairs,
             )
         row = {"case": "fixed length", "size": size, "batch": batch, "tokens": length}
-        rows.append(row | {"peer_name": f"llama.cpp's server, threads: {threads}"} | compared)
+        rows.append(row | {"peer_name": f"llama.cpp's server, {kind}, threads {threads}"} | compared)
     return rows

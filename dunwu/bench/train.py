@@ -104,7 +104,7 @@ def _pretraining(model: Transformer, batch: int) -> Callable[[], float]:
         optimizer.step(1e-4, 1.0)
         return float(batch * CONTEXT)
 
-    return lambda: rate(step)
+    return lambda: rate(step, model.head_weight.device.type)
 
 
 def _sft(model: Transformer, batch: int) -> Callable[[], float]:
@@ -125,7 +125,7 @@ def _sft(model: Transformer, batch: int) -> Callable[[], float]:
         optimizer.step(1e-4, 1.0)
         return float(tokens)
 
-    return lambda: rate(step)
+    return lambda: rate(step, model.head_weight.device.type)
 
 
 def _grpo_update(model: Transformer, batch: int) -> Callable[[], float]:
@@ -144,7 +144,7 @@ def _grpo_update(model: Transformer, batch: int) -> Callable[[], float]:
         update(learner, rows, settings, 1e-5, 0, 0, None)
         return float(sum(len(row.ids) for row in rows))
 
-    return lambda: rate(step)
+    return lambda: rate(step, model.head_weight.device.type)
 
 
 def _against_trainer(

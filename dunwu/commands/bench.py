@@ -62,7 +62,7 @@ BENCH = Command(
             action="append",
             default=[],
             metavar="PRESET",
-            help="another model size, e.g. 120M; may be repeated (train)",
+            help="another model size, e.g. 120M; train takes several, rollout and grpo the first",
         ),
         SEED,
     ),

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+
 import torch
 
+from dunwu import machine
+from dunwu.native import build
 from dunwu.types import UsageError
 
 
-def prepare_torch() -> None:
-    """Flush subnormal numbers to zero, so that arithmetic on Adam's decayed moments never takes the
+def prepare_torch(device: str | None = None) -> None:
+    """Set torch up, and say how models will be computed on `device`, if one is given (once).
+
+    Flush subnormal numbers to zero, so that arithmetic on Adam's decayed moments never takes the
     slow path that Intel processors have for them (AMD Zen 5 has none: docs/log.md, 2026-11-21)."""
     torch.set_flush_denormal(True)
+    if device is not None:
+        _tell_path(resolve_device(device))
 
 
 def resolve_device(device: str) -> str:
@@ -26,3 +35,15 @@ def resolve_device(device: str) -> str:
     if not there.get(kind, False):
         raise UsageError(f"device {device!r} is not available", "use --device cpu, or see `dunwu doctor`")
     return device
+
+
+@functools.cache
+def _tell_path(device: str) -> None:
+    if device.startswith("cuda"):
+        way = f"{torch.cuda.get_device_name(device)}: torch's fused attention, sampling by CUDA graphs"
+    elif device == "cpu":
+        kernels = build.library("train", build.BF16 in machine.cpu_flags()) is not None
+        way = f"{torch.get_num_threads()} threads, {'C kernels' if kernels else 'plain torch'}"
+    else:
+        way = "plain torch"
+    print(f"computing on {device}: {way}", file=sys.stderr)

@@ -39,6 +39,26 @@ class KVCache:
         self.bias_BS = torch.zeros(len(pad_B), capacity, dtype=dtype, device=pad_B.device)
         self.bias_BS.masked_fill_(columns[None, :] < pad_B[:, None], float("-inf"))
 
+    def positions(self, T: int) -> Tensor:
+        """(B, T) RoPE positions of the next T tokens of every row."""
+        columns = torch.arange(T, device=self.pad_B.device)[None]
+        return (columns + self.length - self.pad_B[:, None]).clamp_(min=0)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Write a layer's keys and values (B, K, T, head_dim) behind what is there.
+
+        Returns:
+            keys and values (B, K, S, head_dim) to attend to, and what is added to their scores, (B, S).
+        """
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], self.bias_BS[:, :end]
+
+    def advance(self, T: int) -> None:
+        """The T tokens now stand in all layers."""
+        self.length += T
+
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) these rows, in this order; copies only the filled columns."""
         filled = self.length
@@ -136,15 +156,12 @@ class Attention(nn.Module):
         beats scaled_dot_product_attention at query length 1 several times.
         """
         B, _, T, hd = q.shape
-        end = cache.length + T
-        cache.keys[layer, :, :, cache.length : end] = k
-        cache.values[layer, :, :, cache.length : end] = v
-        keys = cache.keys[layer, :, :, :end]
-        values = cache.values[layer, :, :, :end]
+        keys, values, bias_BS = cache.append(layer, k, v)
+        end = keys.shape[2]
         group = self.heads // self.kv_heads
         q = (q * hd**-0.5).reshape(B, self.kv_heads, group * T, hd)
         scores = (q @ keys.transpose(-1, -2)).view(B, self.kv_heads, group, T, end)
-        scores = scores + cache.bias_BS[:, None, None, None, :end]
+        scores = scores + bias_BS[:, None, None, None]
         if T > 1:
             future = torch.ones(T, end, dtype=torch.bool, device=q.device).triu(end - T + 1)
             scores = scores.masked_fill(future, float("-inf"))
@@ -266,7 +283,7 @@ class Transformer(nn.Module):
     """
 
     native_allowed = True
-    """False keeps a model to plain torch, whatever the machine could do."""
+    """False keeps its layers and its sampling to plain torch, whatever the machine could do."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -327,17 +344,14 @@ class Transformer(nn.Module):
         if positions_BT is None and segments_BT is not None:
             positions_BT = positions_in(segments_BT)
         if positions_BT is None:
-            columns = torch.arange(T, device=ids_BT.device)[None]
-            if cache is not None:
-                columns = (columns + cache.length - cache.pad_B[:, None]).clamp_(min=0)
-            positions_BT = columns
+            positions_BT = torch.arange(T, device=ids_BT.device)[None] if cache is None else cache.positions(T)
         x = self.model.embed_tokens(ids_BT)
         cos, sin = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta, x.dtype)
         mask = None if segments_BT is None else segment_mask(segments_BT, x.dtype)
         for layer, block in enumerate(self.model.layers):
             x = block(x, cos, sin, cache, layer, mask)
         if cache is not None:
-            cache.length += T
+            cache.advance(T)
         out: Tensor = self.model.norm(x)
         return out
 

@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "arena.h"
 #include "product.h"
 
 typedef struct {
@@ -245,6 +246,7 @@ static int draw(const Model *m, float *z, const Sampling *s, uint64_t seed, int 
     return chosen;
   }
   vf top = splat(-INFINITY), total = {0};
+  vi odd = {0}; /* where a logit is no number, or infinite */
   for (int v = count; v < end; v++) z[v] = -INFINITY;
   for (int v = 0; v < end; v += LANES) {
     vf x = rounded(load(z + v)) / splat(s->temperature);
@@ -253,10 +255,17 @@ static int draw(const Model *m, float *z, const Sampling *s, uint64_t seed, int 
   }
   top = splat(largest(top));
   for (int v = 0; v < end; v += LANES) {
-    store(z + v, exponential(load(z + v) - top));
+    vf x = load(z + v) - top;
+    odd |= x != x;
+    store(z + v, exponential(x));
     for (int j = count - v; j < LANES; j++) z[v + (j > 0 ? j : 0)] = 0.f;
     total += load(z + v);
   }
+  for (int i = 0; i < LANES; i++)
+    if (odd[i]) {
+      *logprob = NAN;
+      return 0;
+    }
   float mass = sum(total), before = 0.f;
   if (s->top_p < 1.f || s->top_k > 0) mass = truncate_tail(z, count, mass, s, found);
   float goal = (float)(uniform(seed, position) * mass);
@@ -273,7 +282,7 @@ static int draw(const Model *m, float *z, const Sampling *s, uint64_t seed, int 
   }
   for (int u = count - 1; chosen < 0 && u > 0; u--) /* rounding left the goal just behind the last one */
     if (z[u] > 0.f) chosen = u;
-  if (chosen < 0) chosen = 0; /* logits that are no numbers: the logprob says so */
+  if (chosen < 0) chosen = 0;
   *logprob = logf(z[chosen] / mass);
   return chosen;
 }
@@ -289,7 +298,7 @@ typedef struct {
   int failed;
 } Task;
 
-enum { TAKEN = 8 }; /* samples taken at once, mostly of one prompt, so that few prompts are fed by two threads */
+enum { TAKEN = 8 }; /* samples taken at once, if a thread has that many rows: mostly of one prompt, so that few are fed twice */
 
 typedef struct {
   Scratch scratch;
@@ -339,8 +348,9 @@ static int begin(const Task *task, Desk *desk, Row *row) {
   const Samples *j = task->samples;
   while (row->sample < 0) {
     if (desk->from == desk->to) {
-      desk->from = __atomic_fetch_add(task->next, TAKEN, __ATOMIC_RELAXED);
-      desk->to = desk->from + TAKEN < j->samples ? desk->from + TAKEN : j->samples;
+      int take = task->block < TAKEN ? task->block : TAKEN;
+      desk->from = __atomic_fetch_add(task->next, take, __ATOMIC_RELAXED);
+      desk->to = desk->from + take < j->samples ? desk->from + take : j->samples;
       if (desk->from >= desk->to) {
         desk->from = desk->to;
         return 0;
@@ -375,13 +385,6 @@ static void decode(const Task *task, Desk *desk) {
       if (record(task, row->sample, row->drawn++, token, logprob)) row->sample = -1;
     }
   }
-}
-
-/* Cut `bytes` from the arena; with a null arena only count. Multiples of 64, since vectors are loaded from there. */
-static void *cut(char *arena, size_t *used, size_t bytes) {
-  void *here = arena ? arena + *used : NULL;
-  *used += (bytes + 63) / 64 * 64;
-  return here;
 }
 
 static size_t lay_out(const Task *task, Desk *d, char *arena) {
@@ -422,7 +425,7 @@ static void *work(void *argument) {
   return NULL;
 }
 
-/* Draw all samples; 0, or 1 if there was not enough memory or no thread to be had. */
+/* Draw all samples; 0, or 1 if there was not enough memory. */
 int dunwu_generate(const Model *m, const Sampling *s, const Samples *j, int threads, int block) {
   int64_t next = 0;
   int failed = 0, started = 1;

@@ -106,7 +106,10 @@ def generate(
 
     Raises:
         DunwuError: the shape is not supported, or there is not enough memory.
+        ValueError: no token is to be drawn, or a prompt's id is none of the vocabulary.
     """
+    if params.max_tokens < 1:
+        raise ValueError(f"max_tokens is {params.max_tokens}")
     bf16 = weights.head.dtype == torch.bfloat16
     native = library("decode", bf16)
     if native is None:
@@ -123,20 +126,22 @@ def generate(
     stops = torch.tensor(list(stop_ids), dtype=torch.int32)
     sampling = _Sampling(params.temperature, params.top_p, params.top_k, rows, len(stops), stops.data_ptr())
     ids = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.int32)
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(weights.embedding):
+        raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())}, a vocabulary of {len(weights.embedding)}")
     ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0)
     places, numbers = torch.tensor(list(prompt_of), dtype=torch.int32), torch.tensor(list(seeds))
     cancelled = torch.zeros(1, dtype=torch.int32)
-    pointers = [
-        tensor.data_ptr()
-        for tensor in (ids, ends, places, numbers, drawn.tokens, drawn.logprobs, drawn.lengths, cancelled)
-    ]
+    tensors = (ids, ends, places, numbers, drawn.tokens, drawn.logprobs, drawn.lengths, cancelled)
+    keep += [stops, tensors]
+    pointers = [tensor.data_ptr() for tensor in tensors]
     samples = _Samples(count, *pointers)
     part = 2 * len(weights.layers) * weights.kv_heads * weights.head_dim * columns * weights.head.element_size()
     workers = max(1, min(threads, count))
     block = max(1, min(BLOCK, -(-count // workers), CACHE_BYTES // (part * workers) - 1))
     status: list[int] = []
 
-    def call() -> None:
+    def call(held: list[object]) -> None:
+        """Holds what the pointers lead to until it returns, even if the caller has been interrupted twice."""
         status.append(
             native.dunwu_generate(
                 ctypes.byref(model),
@@ -147,7 +152,7 @@ def generate(
             )
         )
 
-    worker = threading.Thread(target=call, name="dunwu-generate")
+    worker = threading.Thread(target=call, args=(keep,), name="dunwu-generate")
     worker.start()
     try:  # a native call cannot be interrupted: this thread listens for Ctrl-C meanwhile
         worker.join()

@@ -12,6 +12,7 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
+#include "arena.h"
 #include "product.h"
 
 INLINE vf load_elems(const elem *from) {
@@ -344,12 +345,6 @@ static void attend_backward(const Block *b, const elem *qkv, const elem *grad_ou
   untangle(r->turned, b->count, wide, grad_qkv + token * N + b->head * wide, N);
 }
 
-static void *cut(char *arena, size_t *used, size_t bytes) {
-  void *here = arena ? arena + *used : NULL;
-  *used += (bytes + 63) / 64 * 64;
-  return here;
-}
-
 static size_t lay_out(const Layout *a, int longest, Room *r, char *arena) {
   size_t used = 0, block = (size_t)(longest + 2) * QUERIES, packed = (size_t)QUERIES * a->head_dim, turned = (size_t)(longest + 2) * a->head_dim;
   r->scores = cut(arena, &used, block * sizeof(float));
@@ -385,9 +380,51 @@ static void turn(const Segment *s, const elem *rows, int N, int wide, elem *to) 
     for (int d = 0; d < wide; d++) to[d * row + prefix + own] = 0;
 }
 
-/* qkv (tokens, heads + 2 kv_heads, head_dim), rotated → out (tokens, heads, head_dim), normalizers (tokens, heads). */
-int dunwu_attention(const Layout *a, const elem *qkv, elem *out, float *normalizers) {
-  int wide = a->head_dim, N = row_width(a), group = a->heads / a->kv_heads, longest = longest_path(a), failed = 0;
+/* What a pass reads and writes; forward: the first three, backward: all but `out`. */
+typedef struct {
+  const elem *qkv; /* (tokens, heads + 2 kv_heads, head_dim), rotated */
+  elem *out;       /* (tokens, heads, head_dim) */
+  float *normalizers;
+  const elem *grad_out;
+  const float *dots;
+  elem *grad_qkv;
+  float *grad_keys;
+} Pass;
+
+/* The queries of a segment that share a key/value head. */
+static void forward(const Layout *a, const Segment *s, int kv_head, const Pass *p, Room *r) {
+  int wide = a->head_dim, group = a->heads / a->kv_heads;
+  turn(s, p->qkv + (a->heads + a->kv_heads + kv_head) * wide, row_width(a), wide, r->v_t);
+  for (int first = 0; first < s->end - s->start; first += QUERIES)
+    for (int g = 0; g < group; g++) {
+      Block block = block_of(a, s, kv_head * group + g, first);
+      attend(&block, p->qkv, r, p->out, p->normalizers);
+    }
+}
+
+static void backward(const Layout *a, const Segment *s, int kv_head, const Pass *p, Room *r) {
+  int wide = a->head_dim, group = a->heads / a->kv_heads, prefix = s->prefix_end - s->prefix_start, own = s->end - s->start;
+  turn(s, p->qkv + (a->heads + kv_head) * wide, row_width(a), wide, r->k_t);
+  memset(r->grad_k, 0, (size_t)(prefix + own) * wide * sizeof(float));
+  memset(r->grad_v, 0, (size_t)(prefix + own) * wide * sizeof(float));
+  for (int first = 0; first < own; first += QUERIES)
+    for (int g = 0; g < group; g++) {
+      Block block = block_of(a, s, kv_head * group + g, first);
+      attend_backward(&block, p->qkv, p->grad_out, p->normalizers, p->dots, r, p->grad_qkv);
+    }
+  for (int j = 0; j < prefix + own; j++) {
+    int64_t token = j < prefix ? s->prefix_start + j : s->start + j - prefix;
+    float *to = p->grad_keys + (token * 2 * a->kv_heads + kv_head) * wide;
+    for (int d = 0; d < wide; d += LANES) {
+      store(to + d, load(to + d) + load(r->grad_k + (int64_t)j * wide + d));
+      store(to + a->kv_heads * wide + d, load(to + a->kv_heads * wide + d) + load(r->grad_v + (int64_t)j * wide + d));
+    }
+  }
+}
+
+/* A tree belongs to one thread, which goes through its segments in order: so sums over segments have one order, too. */
+static int over_trees(const Layout *a, const Pass *p, void (*visit)(const Layout *, const Segment *, int, const Pass *, Room *)) {
+  int longest = longest_path(a), failed = 0;
 #pragma omp parallel reduction(| : failed)
   {
     Room room;
@@ -398,68 +435,33 @@ int dunwu_attention(const Layout *a, const elem *qkv, elem *out, float *normaliz
     for (int tree = 0; tree < a->trees; tree++) {
       if (failed) continue;
       for (int i = tree ? a->tree_ends[tree - 1] : 0; i < a->tree_ends[tree]; i++)
-        for (int k = 0; k < a->kv_heads; k++) {
-          const Segment *s = a->segments + i;
-          turn(s, qkv + (a->heads + a->kv_heads + k) * wide, N, wide, room.v_t);
-          for (int first = 0; first < s->end - s->start; first += QUERIES)
-            for (int g = 0; g < group; g++) {
-              Block block = block_of(a, s, k * group + g, first);
-              attend(&block, qkv, &room, out, normalizers);
-            }
-        }
+        for (int k = 0; k < a->kv_heads; k++) visit(a, a->segments + i, k, p, &room);
     }
     if (!failed) free(arena);
   }
   return failed;
 }
 
+int dunwu_attention(const Layout *a, const elem *qkv, elem *out, float *normalizers) {
+  Pass pass = {.qkv = qkv, .out = out, .normalizers = normalizers};
+  return over_trees(a, &pass, forward);
+}
+
 /* grad_qkv of the rotated qkv. grad_keys (tokens, 2 kv_heads, head_dim), zeros, collects what several segments add. */
 int dunwu_attention_backward(const Layout *a, const elem *qkv, const elem *out, const elem *grad_out, const float *normalizers, elem *grad_qkv, float *dots, float *grad_keys) {
-  int wide = a->head_dim, N = row_width(a), group = a->heads / a->kv_heads, longest = longest_path(a), failed = 0;
+  int wide = a->head_dim;
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < a->tokens * a->heads; i++) {
     vf total = {0};
     for (int d = 0; d < wide; d += LANES) total += load_elems(out + i * wide + d) * load_elems(grad_out + i * wide + d);
     dots[i] = sum(total);
   }
-#pragma omp parallel reduction(| : failed)
-  {
-    Room room;
-    void *arena;
-    failed = posix_memalign(&arena, 64, lay_out(a, longest, &room, NULL)) != 0;
-    if (!failed) lay_out(a, longest, &room, arena);
-#pragma omp for schedule(dynamic)
-    for (int tree = 0; tree < a->trees; tree++) {
-      if (failed) continue;
-      for (int i = tree ? a->tree_ends[tree - 1] : 0; i < a->tree_ends[tree]; i++)
-        for (int k = 0; k < a->kv_heads; k++) {
-          const Segment *s = a->segments + i;
-          int prefix = s->prefix_end - s->prefix_start, own = s->end - s->start;
-          turn(s, qkv + (a->heads + k) * wide, N, wide, room.k_t);
-          memset(room.grad_k, 0, (size_t)(prefix + own) * wide * sizeof(float));
-          memset(room.grad_v, 0, (size_t)(prefix + own) * wide * sizeof(float));
-          for (int first = 0; first < own; first += QUERIES)
-            for (int g = 0; g < group; g++) {
-              Block block = block_of(a, s, k * group + g, first);
-              attend_backward(&block, qkv, grad_out, normalizers, dots, &room, grad_qkv);
-            }
-          for (int j = 0; j < prefix + own; j++) {
-            int64_t token = j < prefix ? s->prefix_start + j : s->start + j - prefix;
-            float *to = grad_keys + (token * 2 * a->kv_heads + k) * wide;
-            for (int d = 0; d < wide; d += LANES) {
-              store(to + d, load(to + d) + load(room.grad_k + (int64_t)j * wide + d));
-              store(to + a->kv_heads * wide + d, load(to + a->kv_heads * wide + d) + load(room.grad_v + (int64_t)j * wide + d));
-            }
-          }
-        }
-    }
-    if (!failed) free(arena);
-  }
-  if (failed) return failed;
+  Pass pass = {.qkv = qkv, .normalizers = (float *)normalizers, .grad_out = grad_out, .dots = dots, .grad_qkv = grad_qkv, .grad_keys = grad_keys};
+  if (over_trees(a, &pass, backward)) return 1;
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < a->tokens; t++)
     for (int d = 0; d < 2 * a->kv_heads * wide; d += LANES)
-      store_elems(grad_qkv + t * N + a->heads * wide + d, load(grad_keys + t * 2 * a->kv_heads * wide + d));
+      store_elems(grad_qkv + t * row_width(a) + a->heads * wide + d, load(grad_keys + t * 2 * a->kv_heads * wide + d));
   return 0;
 }
 

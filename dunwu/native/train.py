@@ -128,7 +128,12 @@ def chosen_logprobs(
         hidden: (N, D). head: (V, D). chosen: (N,) int64.
     Returns:
         (N,) float32 each, in nats; the entropy without gradient.
+
+    Raises:
+        ValueError: `chosen` are no int64 ids of the vocabulary.
     """
+    if chosen.dtype != torch.int64 or (len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(head)):
+        raise ValueError(f"chosen ids of {chosen.dtype} for a vocabulary of {len(head)}")
     logprobs, entropies = _ChosenLogprobs.apply(hidden, head, chosen, temperature, rows)  # type: ignore[no-untyped-call]
     return logprobs, entropies
 

@@ -38,9 +38,10 @@ INLINE float largest(vf v) {
   return m;
 }
 
-/* e^x to 1e-7 for x <= 88; 0 or nearly so below -87. x = n ln 2 + r; the polynomial in r is Cephes' expf. */
+/* e^x to 1e-7; below -87 and above 88 that of -87 and 88: nearly 0, nearly the largest float. x = n ln 2 + r; the
+ * polynomial in r is Cephes' expf. */
 INLINE vf exponential(vf x) {
-  x = larger(x, splat(-87.f));
+  x = -larger(-larger(x, splat(-87.f)), splat(-88.f));
   vf magic = splat(12582912.f), n = (x * splat(1.44269504088896341f) + magic) - magic;
   vf r = x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f), p = splat(1.9875691500e-4f);
   p = p * r + splat(1.3981999507e-3f);

@@ -53,7 +53,7 @@ LOOKED_AT = 256
 def run(run: Run, config: DistillRunConfig) -> None:
     """The recipe `distill`."""
     config.validate()
-    prepare_torch()
+    prepare_torch(config.device)
     student = resolve_model(config.student, run.store)
     if config.method == "sft":
         by_texts(run, config, student)

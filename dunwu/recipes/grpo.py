@@ -31,7 +31,7 @@ def run(run: Run, config: GrpoRunConfig) -> None:
     task = make_task(config)
     folder = resolve_model(config.model, run.store)
     check_room(folder, task, config, run.seed)
-    prepare_torch()
+    prepare_torch(config.device)
     learned = learn(run, config, folder, task)
     figures = learned.meta["metrics"]
     before, after = figures["before"], figures["held_out_accuracy"]

@@ -29,7 +29,7 @@ def run(run: Run, config: PretrainRunConfig) -> None:
     """The recipe `pretrain`."""
     config.validate()
     model_preset(config.model, config.vocab_size)  # a wrong name is told before the text is read
-    prepare_torch()
+    prepare_torch(config.device)
     files = [[name, file.suffix, file_digest(str(file))] for name, file in named(config.data).items()]
     vocabulary = tokenizer(run, config, files)
     tokens = shards(run, config, files, vocabulary)

@@ -21,7 +21,7 @@ def run(run: Run, config: R1Config) -> None:
     """The recipe `r1`."""
     config.validate()
     check_inputs(config)
-    prepare_torch()
+    prepare_torch(config.device)
     story(run, config)
 
 

@@ -130,7 +130,7 @@ class RejectionConfig:
 class PreferenceConfig:
     """Data of stage 6: pairs for the helpful reward model, labelled replies for the safety one (R1, B.3.4)."""
 
-    pairs: int = 48_000
+    pairs: int = 96_000
     """Pairs the judge is shown; 66k in R1."""
     sampled: float = 0.3
     """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""

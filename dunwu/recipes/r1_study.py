@@ -29,7 +29,7 @@ def run(run: Run, config: R1StudyConfig) -> None:
         seeds = ", ".join(map(str, (run.seed, *config.more_seeds)))
         raise UsageError(f"the study's seeds are {seeds}: one is there twice", "name others with --more_seeds")
     check_inputs(config.recipe)
-    prepare_torch()
+    prepare_torch(config.recipe.device)
     own = _read(story(run, config.recipe))
     found = {run.seed: own}
     for seed in config.more_seeds:

@@ -14,7 +14,7 @@ from dunwu.store import Artifact, resolve_model
 def run(run: Run, config: R1ZeroConfig) -> None:
     """The recipe `r1-zero`."""
     config.validate()
-    prepare_torch()
+    prepare_torch(config.device)
     story(run, config)
 
 

@@ -31,7 +31,7 @@ def run(run: Run, config: StudyConfig) -> None:
     if len({run.seed, *config.more_seeds}) <= len(config.more_seeds):
         seeds = ", ".join(map(str, (run.seed, *config.more_seeds)))
         raise UsageError(f"the study's seeds are {seeds}: one is there twice", "name others with --more-seeds")
-    prepare_torch()
+    prepare_torch(config.recipe.device)
     own = read_evidence(story(run, config.recipe))
     found = {run.seed: own}
     for seed in config.more_seeds:

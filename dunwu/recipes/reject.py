@@ -58,7 +58,7 @@ def run(run: Run, config: RejectRunConfig) -> None:
     """The recipe `reject`."""
     config.validate()
     check_task(config)
-    prepare_torch()
+    prepare_torch(config.device)
     asked = problems(run, config)
     drawn = samples(run, config, asked)
     kept = reject(run, config, drawn)

@@ -71,7 +71,7 @@ class Case:
 def run(run: Run, config: RmRunConfig) -> None:
     """The recipe `rm`."""
     config.validate()
-    prepare_torch()
+    prepare_torch(config.device)
     folder = resolve_model(config.model, run.store)
     check_fit(folder, config.context)
     key = {"model": model_digest(folder), "files": [[file, file_digest(file)] for file in config.data]}

@@ -30,7 +30,7 @@ TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
 def run(run: Run, config: SftRunConfig) -> None:
     """The recipe `sft`."""
     config.validate()
-    prepare_torch()
+    prepare_torch(config.device)
     folder = resolve_model(config.model, run.store)
     require_turns(load_tokenizer(folder))
     data = chat_data(run, config, folder)

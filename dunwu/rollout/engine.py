@@ -67,8 +67,10 @@ class Engine:
         """Draw `len(seeds[i])` completions of `prompts[i]`; see `Sampler`.
 
         Raises:
-            DunwuError: a prompt without a token.
+            DunwuError: a prompt without a token, or no token to be drawn.
         """
+        if params.max_tokens < 1:
+            raise DunwuError(f"max_tokens is {params.max_tokens}", "let a completion have at least one token")
         if not all(len(prompt) for prompt in prompts):
             raise DunwuError("a prompt has no tokens", "give the model at least one to continue")
         was_training = self.model.training
@@ -93,10 +95,8 @@ class Engine:
             [prompts[p] for p in used], [place[p] for p, _ in flat], [seed for _, seed in flat], params
         )
         return [
-            self._completion(ids[:length], logprobs_T[:length], seed, version)
-            for ids, logprobs_T, length, (_, seed) in zip(
-                tokens.tolist(), logprobs.tolist(), lengths.tolist(), flat, strict=True
-            )
+            self._completion(ids_T[:length].tolist(), logprobs_T[:length].tolist(), seed, version)
+            for ids_T, logprobs_T, length, (_, seed) in zip(tokens, logprobs, lengths.tolist(), flat, strict=True)
         ]
 
     def _completion(self, ids: list[int], logprobs: list[float], seed: int, version: int) -> Completion:

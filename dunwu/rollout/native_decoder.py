@@ -22,8 +22,17 @@ class NativeDecoder:
     def supports(model: Transformer) -> bool:
         """Whether this model can be decoded natively here."""
         shape, head = model.config, model.head_weight
-        return head.device.type == "cpu" and supports(
-            head.dtype, shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.hidden_size, shape.intermediate_size
+        return (
+            model.native_allowed
+            and head.device.type == "cpu"
+            and supports(
+                head.dtype,
+                shape.num_heads,
+                shape.num_kv_heads,
+                shape.head_dim,
+                shape.hidden_size,
+                shape.intermediate_size,
+            )
         )
 
     def draw(

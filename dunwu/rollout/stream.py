@@ -1,6 +1,6 @@
 """One completion, token by token as it is drawn: what a person who waits wants to see.
 
-The same prefill, cache, arithmetic and random numbers as `Engine`, so a seed gives the tokens it gives there.
+The same prefill, cache, arithmetic and random numbers as `Engine` in plain torch, so a seed gives the tokens it gives there.
 Not covered: several rows at once, which is the engine's work.
 """
 

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from dunwu.model.transformer import KVCache, Transformer
 from dunwu.rollout.sampling import sample_tokens, uniforms
+from dunwu.rollout.steps import EagerStep, GraphStep, Step
 from dunwu.types import SamplingParams
-
-COMPACT_AT = 0.85
-"""Rebuild the batch when this share of its rows, or less, is still unfinished."""
 
 
 @dataclass
@@ -43,10 +41,12 @@ class TorchDecoder:
     Args:
         model: in evaluation mode.
         stop_ids: tokens that end a row.
+        fixed: steps of fixed shapes, as CUDA graphs where there is CUDA; default: there.
     """
 
-    def __init__(self, model: Transformer, stop_ids: Sequence[int]) -> None:
+    def __init__(self, model: Transformer, stop_ids: Sequence[int], fixed: bool | None = None) -> None:
         self.model, self.stop_ids = model, torch.tensor(list(stop_ids))
+        self.fixed = model.head_weight.device.type == "cuda" if fixed is None else fixed
 
     def draw(
         self, prompts: Sequence[Sequence[int]], parents: Sequence[int], seeds: Sequence[int], params: SamplingParams
@@ -65,7 +65,8 @@ class TorchDecoder:
             last_B=torch.zeros(len(seeds), dtype=torch.long, device=parents_B.device),
             alive_B=torch.ones(len(seeds), dtype=torch.bool, device=parents_B.device),
         )
-        tokens_TB, logprobs_TB = self._decode(cache, logits_PV[parents_B], rows, params)
+        step = GraphStep(self.model, cache) if self.fixed else EagerStep(self.model, cache)
+        tokens_TB, logprobs_TB = self._decode(step, logits_PV[parents_B], rows, params)
         return tokens_TB.T.cpu(), logprobs_TB.T.cpu(), (tokens_TB >= 0).sum(0).cpu()
 
     def _prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[KVCache, Tensor]:
@@ -78,7 +79,7 @@ class TorchDecoder:
         hidden = self.model.hidden(ids, cache=cache)
         return cache, hidden[:, -1] @ self.model.head_weight.T
 
-    def _decode(self, cache: KVCache, logits_BV: Tensor, rows: _Rows, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    def _decode(self, step: Step, logits_BV: Tensor, rows: _Rows, params: SamplingParams) -> tuple[Tensor, Tensor]:
         """Token by token until every row has stopped; returns (T, rows) tokens, -1 after the end, and logprobs."""
         total = len(rows.origin_B)
         stop_ids = self.stop_ids.to(logits_BV.device)
@@ -88,18 +89,17 @@ class TorchDecoder:
             u_B = uniforms(rows.seeds_B, position).float().to(logits_BV.device)
             drawn_B, logprobs_B = sample_tokens(logits_BV, params, u_B)
             live = rows.alive_B
-            tokens[position, rows.origin_B[live]] = drawn_B[live]
-            logprobs[position, rows.origin_B[live]] = logprobs_B[live]
+            tokens[position, rows.origin_B] = drawn_B.where(live, -1)
+            logprobs[position, rows.origin_B] = logprobs_B.where(live, 0.0)
             rows.last_B = drawn_B
             rows.alive_B = live & ~torch.isin(drawn_B, stop_ids)
             remaining = int(rows.alive_B.sum())
             if remaining == 0:
                 return tokens[: position + 1], logprobs[: position + 1]
-            if remaining <= COMPACT_AT * len(live):
+            if step.rebuild(remaining, len(live)):
                 keep = rows.alive_B.nonzero().squeeze(1)
                 rows.select(keep)
-                cache.select(keep)
+                step.select(keep)
             if position + 1 < params.max_tokens:
-                hidden = self.model.hidden(rows.last_B[:, None], cache=cache)
-                logits_BV = hidden[:, -1] @ self.model.head_weight.T
+                logits_BV = step(rows.last_B)
         return tokens, logprobs

@@ -145,7 +145,7 @@ class GrpoConfig:
     minibatches: int = 1
     """Updates per rollout batch; rows are split at random. 16 in R1; 1 is fully on-policy."""
     micro_tokens: int = 16_384
-    """Padded tokens per forward pass; changes memory, never the result's mathematics."""
+    """Tokens per forward pass, padding included; changes memory, never the result's mathematics."""
     std_normalize: StdNormalize = "group"
     """Divisor of the advantages."""
     std_eps: float = 1e-4

@@ -37,7 +37,7 @@ class DistillConfig:
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 for none."""
     micro_tokens: int = 16_384
-    """Padded tokens per forward pass; changes memory, never the result's mathematics."""
+    """Tokens per forward pass, padding included; changes memory, never the result's mathematics."""
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work."""

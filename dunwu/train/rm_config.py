@@ -41,7 +41,7 @@ class RmConfig:
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 for none."""
     micro_tokens: int = 16_384
-    """Padded tokens per forward pass; changes memory, never the result's mathematics."""
+    """Tokens per forward pass, padding included; changes memory, never the result's mathematics."""
     held_out: float = 0.1
     """Share of the conversations kept for measuring; all rows of a conversation are on one side."""
     length_balance: bool = True

@@ -119,6 +119,26 @@ def test_frequencies_are_the_distributions(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(logprobs[:, 0].exp(), expected[tokens[:, 0].long()])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_logits_that_are_no_numbers_show(dtype: torch.dtype) -> None:
+    model = made(SHAPES["one KV head"], dtype)
+    if not NativeDecoder.supports(model):
+        pytest.skip("no bfloat16 products on this processor")
+    model.model.norm.weight[3] = float("nan")
+    logprobs = NativeDecoder(model, []).draw(PROMPTS[:1], [0], [1], SamplingParams(max_tokens=3))[1]
+    assert logprobs.isnan().all()
+
+
+def test_nothing_to_draw_and_ids_of_another_vocabulary_are_refused() -> None:
+    decoder = NativeDecoder(made(SHAPES["one KV head"]), [])
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        decoder.draw(PROMPTS[:1], [0], [1], SamplingParams(max_tokens=0))
+    for token in (-1, 307):
+        with pytest.raises(ValueError, match="vocabulary of 307"):
+            decoder.draw([[1, token]], [0], [1], SamplingParams(max_tokens=1))
+
+
 def test_shapes_it_does_not_know_are_left_to_torch() -> None:
     assert not NativeDecoder.supports(
         Transformer(ModelConfig(vocab_size=64, hidden_size=24, num_heads=1, num_layers=1))

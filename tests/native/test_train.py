@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -28,6 +28,15 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
         pytest.skip("no bfloat16 products on this processor")
     found: torch.dtype = request.param
     return found
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    """Whatever the test command allows: sums over threads, and trees shared out among them, are part of what is tested."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -74,6 +83,13 @@ def test_swiglu(dtype: torch.dtype) -> None:
     agree(train.swiglu, lambda x: F.silu(x[:, :48]) * x[:, 48:], [gate_up])
 
 
+def test_swiglu_of_large_numbers(dtype: torch.dtype) -> None:
+    gates = torch.tensor([60.0, 87, 88.5, 89, 100, 177.4, 180, 300, 1e4])
+    gate_up = torch.stack([torch.cat([gates, -gates, torch.zeros(14)]), torch.ones(32)]).flatten()
+    gate_up = gate_up.to(dtype)[None].requires_grad_(True)
+    agree(train.swiglu, lambda x: F.silu(x[:, :32]) * x[:, 32:], [gate_up])
+
+
 @pytest.mark.parametrize("vocab", [64, 71])
 @pytest.mark.parametrize("rows", [1000, 7])
 def test_log_probabilities_of_chosen_tokens(dtype: torch.dtype, vocab: int, rows: int) -> None:
@@ -85,8 +101,17 @@ def test_log_probabilities_of_chosen_tokens(dtype: torch.dtype, vocab: int, rows
 
     if dtype == torch.bfloat16:  # logits are stored in bf16, as torch stores them: the oracle sees the rounded ones
         got, entropy = train.chosen_logprobs(hidden, head, chosen, 0.7, rows)
-        table = F.log_softmax(F.linear(hidden, head).float() / 0.7, -1)
-        torch.testing.assert_close(got, table.gather(1, chosen[:, None]).squeeze(1), atol=1e-4, rtol=1e-4)
+        copies = [x.detach().clone().requires_grad_(True) for x in (hidden, head)]
+        table = F.log_softmax(F.linear(*copies).float() / 0.7, -1)
+        expected = table.gather(1, chosen[:, None]).squeeze(1)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        upstream = torch.linspace(-1, 1, 31)
+        for value in (got, expected):
+            (value * upstream).sum().backward()
+        for mine, theirs in zip((hidden, head), copies):
+            assert mine.grad is not None and theirs.grad is not None
+            torch.testing.assert_close(mine.grad, theirs.grad, **NEAR[dtype])
+        table = table.detach()
     else:
         agree(lambda h, w: train.chosen_logprobs(h, w, chosen, 0.7, rows)[0], oracle, [hidden, head])
         entropy = train.chosen_logprobs(hidden, head, chosen, 0.7, rows)[1]
@@ -221,8 +246,18 @@ def test_dropout_masks_are_those_of_plain_torch(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*outputs, **(NEAR[dtype] if dtype == torch.float32 else {"atol": 0.15, "rtol": 0.15}))
 
 
+@pytest.mark.parametrize("chosen", [[0, 64], [-1, 3], [0.0, 1.0]])
+def test_ids_out_of_the_vocabulary_are_refused(dtype: torch.dtype, chosen: list[float]) -> None:
+    hidden, head = random(2, 32, dtype=dtype, seed=1), random(64, 32, dtype=dtype, seed=2)
+    with pytest.raises(ValueError, match="vocabulary of 64"):
+        train.chosen_logprobs(hidden, head, torch.tensor(chosen), 1.0, 10)
+
+
 def test_the_same_bits_again(dtype: torch.dtype) -> None:
+    """With several threads, which are torch's own."""
     model, _ = both_ways(dtype)
+    library = build.library("train", dtype == torch.bfloat16)
+    assert library is not None and library.dunwu_threads() == 3
     ids = torch.randint(90, (8, 60), generator=torch.Generator().manual_seed(3))
     runs = []
     for _ in range(3):

@@ -174,8 +174,8 @@ def test_the_summary_view_does_not_see_the_thinking(tokenizer: Tokenizer) -> Non
     bare = [asked, Message("assistant", "my friend")]
     model = reward_model()
     summary, whole = (Scorer(model, tokenizer, Meaning(view=view)) for view in ("summary", "whole"))
-    scores = summary.score([one, other, bare])
-    assert scores == pytest.approx([scores[0]] * 3, abs=1e-6)
+    # One by one: beside others, a matrix product may end in another last digit.
+    assert len({summary.score([chat])[0] for chat in (one, other, bare)}) == 1
     assert len({round(score, 5) for score in whole.score([one, other, bare])}) == 3
     pair = Preference((asked,), one[1], other[1])
     same = pair_row(tokenizer, pair, "summary")
