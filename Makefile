@@ -1,4 +1,4 @@
-# Every target sets itself up on a fresh machine: Python 3.10 or newer, make, and a network for the first install.
+# Every target sets itself up on a fresh machine: Python 3.10 or newer, make, and a network for the first install. A C compiler makes it several times faster.
 # `make PYTHON=python3.12 …` chooses the Python; `make VENV=/elsewhere …` chooses where the packages go.
 
 PYTHON ?= python3

@@ -24,7 +24,7 @@ def _benchmark(results: Results, name: str) -> str:
     header = [
         say("what", "项目"),
         unit,
-        say("peer", "对照"),
+        say("peer", "同类工具"),
         unit,
         say("ratio, least to largest of the pairs", "倍数，各对的最小到最大"),
     ]

@@ -85,7 +85,7 @@ def judge(facts: dict[str, Any]) -> list[dict[str, str]]:
     elif features["amx_bf16"] or features["avx512_bf16"]:
         say("ok", "no GPU; this processor multiplies bfloat16 in hardware")
     elif features["avx2"] or features["asimd"]:
-        say("ok", "no GPU; float32 on the processor: presets tiny and cpu run in minutes, gpu would take days")
+        say("ok", "no GPU; float32 on the processor: preset tiny runs in minutes, cpu in hours, gpu would take days")
     else:
         say("slow", "no GPU and no vector unit torch can use", "use --preset tiny, or another machine")
     return found

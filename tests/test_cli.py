@@ -193,6 +193,12 @@ def test_runs_of_a_folder_that_is_not_there_is_an_error(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["recipes"], ["runs"], ["tasks"], ["tasks", "show", "countdown"]])
+def test_what_is_shown_without_json(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["recipes"], ["runs"], ["tasks"], ["tasks", "show", "countdown"]])
 def test_json_is_one_object_alone_on_stdout(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

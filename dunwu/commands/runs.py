@@ -22,7 +22,7 @@ def _doctor(args: argparse.Namespace) -> Result:
 
 
 def _show_doctor(facts: Result) -> None:
-    torch, home = facts["torch"], facts["home"]
+    torch, home, native = facts["torch"], facts["home"], facts["native"]
     features = [name for name, there in facts["cpu_features"].items() if there]
     extras = [name for name, there in facts["extras"].items() if there]
     print(f"python    {facts['python']}, dunwu {facts['dunwu']}, torch {torch['version']}")
@@ -30,7 +30,7 @@ def _show_doctor(facts: Result) -> None:
     print(f"memory    {facts['memory_gib']} GiB")
     print(f"gpu       {torch['gpu'] or 'none'}")
     print(f"extras    {', '.join(extras) or 'none'}")
-    print(f"compiler  {facts['compiler'] or 'none'}")
+    print(f"kernels   {', '.join(native['dtypes']) or 'off'}; compiler {native['compiler'] or 'none'}")
     print(
         f"home      {home['path']}: {'writable' if home['writable'] else 'not writable'}, {home['free_gib']} GiB free"
     )

@@ -1,8 +1,8 @@
 """Compile a C file of this folder for this processor, once, and load it.
 
 The compiler is `CC`, or the first of cc, gcc and clang. Libraries lie under DUNWU_HOME/native, named after a hash of
-sources, flags, compiler and processor. Without a compiler, or with DUNWU_NATIVE=0, `library` returns None and says why
-once: everything works without, several times slower.
+sources, flags, compiler and processor. Without a compiler `library` returns None and says why once; with DUNWU_NATIVE=0 it returns
+None. Everything works without, several times slower.
 
 Not covered: Windows.
 """

@@ -20,7 +20,7 @@ LANES = 16
 """Outputs side by side in a packed panel; every width must be a multiple of it."""
 BLOCK = 64
 """Rows a thread decodes at once: enough to use each weight often while it is in the cache, few enough that their
-activations stay there too. 32 and 128 are slower (docs/log.md)."""
+activations stay there too."""
 CACHE_BYTES = 2 << 30
 """Most memory of all key/value caches together; with very long completions fewer rows are decoded at once."""
 

@@ -1,1 +1,1 @@
-"""Prompts to scored groups: the KV-cache engine."""
+"""Prompts to scored groups: the engine and its decoders, endpoints, judges, rejection."""
