@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 OLD := import sys; sys.exit(sys.version_info < (3, 10) and "dunwu needs Python 3.10 or newer: make PYTHON=python3.12")
 SMOKE := runs/smoke
 # What the C kernels stand in for, once more in plain torch.
-WITHOUT_KERNELS := tests/model tests/rollout tests/train/test_grpo.py tests/train/test_losses.py tests/train/test_rm.py tests/train/test_sft.py
+WITHOUT_KERNELS := tests/model tests/rollout tests/train
 
 .PHONY: help r1 r1-zero test smoke lint docs clean
 .DEFAULT_GOAL := help

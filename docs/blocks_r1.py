@@ -56,7 +56,7 @@ ZH_CLAIMS = (
     (r"Distillation beats RL .*", "在小学生上，蒸馏胜过强化学习"),
     (r"On-policy distillation beats .*", "在小学生上，同策略蒸馏既胜过微调也胜过强化学习"),
     (r"Over (\d+) seeds: cold start lowers reasoning", "{} 个种子：冷启动降低推理"),
-    (r"Over (\d+) seeds: reasoning RL recovers it", "{} 个种子：推理强化学习把它找回来"),
+    (r"Over (\d+) seeds: reasoning RL recovers it \(.*at most (\S+) .*", "{} 个种子：推理强化学习把它找回来（Dev2 高于 Dev1，且比 R1-Zero 低不超过 {}）"),
     (r"Over (\d+) seeds: the final RL hardly moves it", "{} 个种子：最终强化学习几乎不动推理"),
     (r"Over (\d+) seeds: R1 beats Dev1 by (\S+)", "{} 个种子：R1 比 Dev1 高 {}"),
 )  # fmt: skip
@@ -170,10 +170,11 @@ def language_table(results: Results, record: Mapping[str, Any]) -> str:
     """Reasoning RL with and without the language reward."""
     study, say = record["result"], results.say
     scores = {model["name"]: model["scores"] for model in study["models"]}
+    steps = {name: curve[-1][0] for name, curve in study["language_ablation"].items()}
     named = [
         ("Dev1", say("Dev1, before", "Dev1（之前）")),
-        ("Dev2", say("Dev2, with the reward", "Dev2（有奖励）")),
-        (ABLATION, say("the same without it", "同样训练，没有奖励")),
+        ("Dev2", say(f"Dev2, {steps['with']} steps with the reward", f"Dev2（有奖励，{steps['with']} 步）")),
+        (ABLATION, say(f"{steps['without']} steps without it", f"没有奖励，{steps['without']} 步")),
     ]
     keys = ("language", "language_zh", "reasoning")
     titles = [say(english, ZH_COLUMNS[key]) for key, english in zip(keys, ("language", "language, Chinese prompts", "reasoning"), strict=True)]  # fmt: skip

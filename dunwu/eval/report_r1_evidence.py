@@ -124,7 +124,8 @@ def reward_models(found: Mapping[str, Any]) -> str:
         "rows",
     ]
     words = (
-        "Accuracy: against the held-out labels. Agreement: against the world’s exact utility, which no judge saw. "
+        "Accuracy: against the held-out labels. Agreement: against the world’s exact utility, of which the default judge sees a "
+        "noisy reading. "
         "Calibration error: mean gap between stated and observed. Length bias: correlation of score and length."
     )
     grid = f'<div class="grid">{"".join(figures)}</div>' if figures else ""

@@ -184,7 +184,7 @@ def seed_table(found: Mapping[str, Any]) -> str:
         for name in names:
             figures = [interval((score.get(name) or {}).get(key)) for score in scores]
             rows.append([safe(key), safe(name), *figures, interval((over.get(name) or {}).get(key))])
-    words = "Independent runs, pages and base included; the interval is Student’s t over runs."
+    words = "Runs with seeds of their own (pages and base too, unless they were given); the interval is Student’s t over runs."
     return f'{heading("Over seeds", "多个种子")}<p class="caption">{words}</p><div class="stacked">{table(heads, rows)}</div>'
 
 

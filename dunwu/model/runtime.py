@@ -43,7 +43,7 @@ def _tell_path(device: str) -> None:
         way = f"{torch.cuda.get_device_name(device)}: torch's fused attention, sampling by CUDA graphs"
     elif device == "cpu":
         kernels = build.library("train", build.BF16 in machine.cpu_flags()) is not None
-        way = f"{torch.get_num_threads()} threads, {'C kernels' if kernels else 'plain torch'}"
+        way = f"{torch.get_num_threads()} threads, {'C kernels where the model allows' if kernels else 'plain torch'}"
     else:
         way = "plain torch"
     print(f"computing on {device}: {way}", file=sys.stderr)

@@ -79,7 +79,7 @@ class ColdStartConfig:
     """Training problems R1-Zero is asked."""
     samples: int = 4
     """Samples of each at temperature 1."""
-    examples: int = 900
+    examples: int = 3000
     """Most examples kept; "thousands" in R1."""
     general: float = 0.6
     """Share of conversations on general requests among them, with a short first-person thought."""
@@ -130,8 +130,8 @@ class RejectionConfig:
 class PreferenceConfig:
     """Data of stage 6: pairs for the helpful reward model, labelled replies for the safety one (R1, B.3.4)."""
 
-    pairs: int = 96_000
-    """Pairs the judge is shown; 66k in R1."""
+    pairs: int = 24_000
+    """Pairs the judge is shown, each several times (`judging`); 66k in R1."""
     sampled: float = 0.3
     """Share of the pairs whose replies Dev3 wrote; the others are replies of known kinds from the world."""
     safety: int = 2000

@@ -296,15 +296,16 @@ def token_logprobs(
 
 
 def state_logprobs(
-    hidden_ND: Tensor, head_VD: Tensor, ids_N: Tensor, temperature: float = 1.0, chunk_values: int = 2**21
+    hidden_ND: Tensor, head_VD: Tensor, ids_N: Tensor, temperature: float = 1.0, chunk_values: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` of the logits `hidden @ head^T`, which exist for `chunk_values` of them at a time only.
+    """`token_logprobs` of the logits `hidden @ head^T`, which exist for a chunk of them at a time only.
 
     Forward and backward make each chunk of logits anew, so memory grows with N + V, not with N x V.
 
     Args:
         hidden_ND: final states; state n predicts `ids_N[n]`.
         head_VD: the output matrix.
+        chunk_values: logits at a time; default: two million, but 512 rows at least, since every chunk reads the whole head.
 
     Returns:
         logprobs (N,) with gradient and entropy (N,) without, in nats, fp32.
@@ -316,7 +317,7 @@ def state_logprobs(
         raise UsageError(f"temperature is {temperature}", "a policy gradient needs temperature > 0")
     if hidden_ND.dim() != 2 or hidden_ND.shape[:1] != ids_N.shape or hidden_ND.shape[1:] != head_VD.shape[1:]:
         raise ValueError(f"states {tuple(hidden_ND.shape)}, head {tuple(head_VD.shape)}, ids {tuple(ids_N.shape)}")
-    rows = max(1, chunk_values // len(head_VD))
+    rows = max(512, 2**21 // len(head_VD)) if chunk_values is None else max(1, chunk_values // len(head_VD))
     if hidden_ND.device.type == "cpu" and native.available(hidden_ND.dtype):
         return native.chosen_logprobs(hidden_ND, head_VD, ids_N, temperature, rows)
     logprobs_N, entropy_N = _StateLogprobs.apply(  # type: ignore[no-untyped-call]

@@ -14,13 +14,13 @@ import torch
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.model.config import ModelConfig
 from dunwu.model.transformer import Transformer
-from dunwu.native.build import compiler
+from dunwu.native.build import library
 from dunwu.rollout.engine import Engine
 from dunwu.rollout.sampling import sample_tokens, uniforms
 from dunwu.rollout.torch_decoder import TorchDecoder
 from dunwu.train.config import GrpoConfig
 from dunwu.train.rows import Row, micro_batches
-from dunwu.types import DunwuError, SamplingParams
+from dunwu.types import Completion, DunwuError, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
 @pytest.fixture(params=["torch", "graph", "native"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     """`Engine` with each decoder; a CUDA graph's steps are run as they are, their window doubled several times."""
-    if request.param == "native" and compiler() is None:
-        pytest.skip("no C compiler")
+    if request.param == "native" and library("decode") is None:
+        pytest.skip("no native kernels: no C compiler, or DUNWU_NATIVE=0")
     if request.param == "graph":
         monkeypatch.setattr("dunwu.rollout.engine.TorchDecoder", partial(TorchDecoder, fixed=True))
         monkeypatch.setattr("dunwu.rollout.steps.WINDOW", 5)
@@ -166,19 +166,37 @@ def test_samples_come_back_in_the_order_of_their_seeds(
     assert drawn[2][0].token_ids == drawn[2][1].token_ids
 
 
-def test_in_bf16_sampler_and_trainer_stay_close(
-    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer
+@pytest.mark.parametrize("trees", [False, True])
+def test_in_fp32_sampler_and_trainer_agree(
+    engine: Callable[..., Engine], model: Transformer, tokenizer: Tokenizer, trees: bool
 ) -> None:
-    low = copy.deepcopy(model).to(torch.bfloat16)
-    drawn = engine(low, tokenizer).sample(PROMPTS, [list(range(8))] * 3, SamplingParams(max_tokens=40))
-    rows = [
+    if trees and not model.native:
+        pytest.skip("no native kernels: models share no prompts")
+    drawn = engine(model, tokenizer).sample(PROMPTS, [list(range(8))] * 3, SamplingParams(max_tokens=40))
+    for micro in micro_batches(rows_of(drawn), GrpoConfig(micro_tokens=300), torch.device("cpu"), trees):
+        with torch.no_grad():
+            torch.testing.assert_close(micro.logprobs(model, 1.0)[0], micro.sampler_N, atol=1e-5, rtol=0)
+
+
+def rows_of(drawn: list[list[Completion]]) -> list[Row]:
+    """Completions of PROMPTS as the update sees them."""
+    return [
         Row((*prompt, *c.token_ids), len(prompt), c.sampler_logprobs, 1.0, n)
         for n, (prompt, group) in enumerate(zip(PROMPTS, drawn, strict=True))
         for c in group
     ]
+
+
+def test_in_bf16_sampler_and_trainer_stay_close(
+    engine: partial[Engine], model: Transformer, tokenizer: Tokenizer
+) -> None:
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    if engine.keywords["native"] and library("decode", bf16=True) is None:
+        pytest.skip("no bfloat16 products on this processor")
+    drawn = engine(low, tokenizer).sample(PROMPTS, [list(range(8))] * 3, SamplingParams(max_tokens=40))
     gaps = []
     with torch.no_grad():
-        for micro in micro_batches(rows, GrpoConfig(micro_tokens=300), torch.device("cpu")):
+        for micro in micro_batches(rows_of(drawn), GrpoConfig(micro_tokens=300), torch.device("cpu")):
             gaps.append((micro.logprobs(low, 1.0)[0] - micro.sampler_N).abs())
     gap = torch.cat(gaps)
     assert len(gap) > 500
