@@ -11,6 +11,10 @@ from dunwu import machine
 from dunwu.native import build
 from dunwu.types import UsageError
 
+COMPUTED = "2"
+"""Code version of every stage that samples or trains: raised when models come to be computed otherwise, by the bits.
+2: the C kernels and trees of `native/`."""
+
 
 def prepare_torch(device: str | None = None) -> None:
     """Set torch up, and say how models will be computed on `device`, if one is given (once).

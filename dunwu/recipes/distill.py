@@ -17,7 +17,7 @@ from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.disk import write_atomically
 from dunwu.log import Progress, Run
 from dunwu.model.hf import load_model
-from dunwu.model.runtime import prepare_torch, resolve_device
+from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.distill_config import DistillRunConfig
 from dunwu.recipes.distill_prompts import Prompts, context_of, prompts, read_prompts
 from dunwu.recipes.pretraining import MODEL
@@ -126,7 +126,7 @@ def teacher_answers(run: Run, config: DistillRunConfig, asked: Artifact) -> Arti
 
     teacher = [address, config.teacher_name] if is_url(address) else model_digest(resolve_model(address, run.store))
     settings = {"teacher": teacher, "samples": config.samples, "params": params, "seed": run.seed}
-    return run.stage("teacher-answers", build, settings, [asked])
+    return run.stage("teacher-answers", build, settings, [asked], version=COMPUTED)
 
 
 def _teacher(run: Run, config: DistillRunConfig) -> LocalChat | Endpoint:
@@ -179,7 +179,7 @@ def by_distributions(run: Run, config: DistillRunConfig, student: Path, teacher:
     key = {"student": model_digest(student), "teacher": model_digest(teacher), "distill": settings, "curve": curve}
     source = file_digest(config.task) if config.task.endswith(".py") else config.task
     key |= {"task": [source, *sorted(config.options), data_digest(config.task_data)], "seed": run.seed}
-    trained = run.stage("distill", build, key, asked)
+    trained = run.stage("distill", build, key, asked, version=COMPUTED)
     figures = trained.meta["metrics"]
     moved = f"{figures['reverse_kl_first']:.4f} → {figures['reverse_kl']:.4f} nats per token"
     print(f"{trained.path / MODEL}: reverse KL to the teacher {moved} in {settings.steps} steps")

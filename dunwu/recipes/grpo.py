@@ -10,7 +10,7 @@ from dunwu.data.chat import prompt_ids
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.log import Run, read_json
 from dunwu.model.hf import from_hf_config
-from dunwu.model.runtime import prepare_torch, resolve_device
+from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.grpo_config import GrpoRunConfig
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.reinforce import held_out_point, open_learner, reinforce, save_learner
@@ -80,7 +80,7 @@ def learn(run: Run, config: GrpoRunConfig, folder: Path, task: Task) -> Artifact
         save_learner(learner, encoder, work)
         return {"held_out_accuracy": last["held_out"], "before": last["before"], "steps": settings.steps}
 
-    return run.stage("grpo", build, _key(config, folder, seed))
+    return run.stage("grpo", build, _key(config, folder, seed), version=COMPUTED)
 
 
 def _key(config: GrpoRunConfig, folder: Path, seed: int) -> dict[str, Any]:

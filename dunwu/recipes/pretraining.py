@@ -16,7 +16,7 @@ from dunwu.disk import write_atomically
 from dunwu.log import Progress, Run
 from dunwu.model.config import model_preset
 from dunwu.model.hf import resolve_dtype, save_model
-from dunwu.model.runtime import resolve_device
+from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
@@ -71,7 +71,7 @@ def base_stage(
 
     record = {name: value for name, value in asdict(settings).items() if name != "save_every"}
     key = {"model": size, "pretrain": record, "seed": seed, "dtype": str(dtype), **also}
-    return run.stage(stage, build, key, [vocabulary, tokens])
+    return run.stage(stage, build, key, [vocabulary, tokens], version=COMPUTED)
 
 
 def _train(

@@ -7,7 +7,7 @@ from pathlib import Path
 from dunwu.log import Progress, Run
 from dunwu.model.config import PRESETS
 from dunwu.model.hf import load_model
-from dunwu.model.runtime import resolve_device
+from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.recipes.pretraining import MODEL, base_stage
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_ground import Ground, given_model
@@ -75,4 +75,4 @@ def on_policy(run: Run, config: R1Config, stage: str, student: Artifact, teacher
         "frame": "chat",
         "seed": run.seed,
     }
-    return run.stage(stage, build, key, [student, teacher])
+    return run.stage(stage, build, key, [student, teacher], version=COMPUTED)

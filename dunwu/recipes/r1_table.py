@@ -15,7 +15,7 @@ from dunwu.eval.stages import stage_table as table_of
 from dunwu.eval.verdicts import Findings, Student, shape_verdicts
 from dunwu.log import Run, read_metrics
 from dunwu.model.hf import load_model
-from dunwu.model.runtime import resolve_device
+from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_data import COUNTS
@@ -93,7 +93,7 @@ def measured(run: Run, config: R1Config, model: Artifact) -> Artifact:
         name: getattr(wanted, name) for name in ("problems", "general", "max_tokens", "temperature", "top_p", "shown")
     }
     key = {"table": asked, "tasks": tasks_key(config.tasks), "frame": frame}
-    return run.stage(f"measure-{model.meta['stage']}", build, key, [model])
+    return run.stage(f"measure-{model.meta['stage']}", build, key, [model], version=COMPUTED)
 
 
 def _chats(

@@ -12,7 +12,7 @@ from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.evaluate import held_out, sample_groups
 from dunwu.log import Progress, Run
 from dunwu.model.hf import load_model, save_model
-from dunwu.model.runtime import resolve_device
+from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.r1_config import R1Config
 from dunwu.recipes.r1_data import CHAT, PAIRS, SAFETY
@@ -73,7 +73,7 @@ def _rl_stage(
         return {k: v for k, v in state.items() if k != "version"}
 
     key |= {"seed": run.seed, "curve": [config.table.curve_every, config.table.curve_problems]}
-    return run.stage(name, build, key, [parent, *inputs])
+    return run.stage(name, build, key, [parent, *inputs], version=COMPUTED)
 
 
 def _curve(
@@ -125,7 +125,7 @@ def fine_tuning(run: Run, config: R1Config, name: str, base: Artifact, data: Art
         used = len(trainable(encoded, settings))
         return {"examples": used, "left_out": len(encoded) - used, "updates": total, "loss": loss, "samples": used}
 
-    return run.stage(name, build, {"sft": settings, "frame": "chat", "seed": run.seed}, [base, data])
+    return run.stage(name, build, {"sft": settings, "frame": "chat", "seed": run.seed}, [base, data], version=COMPUTED)
 
 
 def reward_model(

@@ -21,7 +21,7 @@ from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import disk_errors, plain, write_atomically
 from dunwu.log import Progress, Run, read_json
 from dunwu.model.hf import from_hf_config, load_model
-from dunwu.model.runtime import prepare_torch, resolve_device
+from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.reject_config import RejectRunConfig
 from dunwu.recipes.reject_rows import (
     chat_row,
@@ -135,7 +135,7 @@ def samples(run: Run, config: RejectRunConfig, asked: Artifact) -> Artifact:
         "params": config.params,
         "seed": run.seed,
     }
-    return run.stage("samples", build, settings, [asked])
+    return run.stage("samples", build, settings, [asked], version=COMPUTED)
 
 
 def reject(run: Run, config: RejectRunConfig, drawn: Artifact) -> Artifact:

@@ -23,7 +23,7 @@ from dunwu.disk import write_atomically
 from dunwu.eval.calibration import ScoredPair, pairwise_report, pointwise_report
 from dunwu.log import Progress, Run, read_json
 from dunwu.model.hf import from_hf_config, load_model, resolve_dtype
-from dunwu.model.runtime import prepare_torch, resolve_device
+from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.rm_config import RmRunConfig
 from dunwu.recipes.stages import file_digest, model_digest
@@ -173,7 +173,7 @@ def reward_stage(
         return counts | headline(report)
 
     lineage = {"rm": settings, "seed": run.seed, "dtype": str(dtype), "held_out_every": held_out_every, **key}
-    return run.stage(name, build, lineage, inputs)
+    return run.stage(name, build, lineage, inputs, version=COMPUTED)
 
 
 def usable(encoder: Tokenizer, sources: Sequence[Source], settings: RmConfig) -> tuple[list[Case], list[Unusable]]:

@@ -12,7 +12,7 @@ from dunwu.data.chat_rows import row_of
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.log import Progress, Run
 from dunwu.model.hf import load_model, resolve_dtype, save_model
-from dunwu.model.runtime import prepare_torch, resolve_device
+from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.sft_config import SftRunConfig
@@ -76,7 +76,7 @@ def fine_tune(run: Run, config: SftRunConfig, folder: Path, data: Artifact) -> A
         return {"examples": len(train), **figures, "parameters": model.config.num_parameters}
 
     settings = {"model": model_digest(folder), "sft": config.sft, "eval_every": config.eval_every, "seed": run.seed}
-    return run.stage("sft", build, settings | {"dtype": str(dtype)}, [data])
+    return run.stage("sft", build, settings | {"dtype": str(dtype)}, [data], version=COMPUTED)
 
 
 def _train(

@@ -19,7 +19,7 @@ from dunwu.data.shards import PackedShards, ShardWriter
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer, train_from_texts
 from dunwu.log import Progress, Run
 from dunwu.model.hf import save_model
-from dunwu.model.runtime import resolve_device
+from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.configs import R1ZeroConfig
 from dunwu.recipes.pretraining import HeldOut, base_stage
@@ -183,7 +183,7 @@ def r1_zero(run: Run, config: R1ZeroConfig, base_folder: Path, parent: Artifact 
     settings |= {"data": file_digest(config.data), "prompt_template": file_digest(config.prompt_template)}
     if parent is None:
         settings["base"] = model_digest(base_folder)
-    return run.stage("r1-zero", build, settings, [parent] if parent else [])
+    return run.stage("r1-zero", build, settings, [parent] if parent else [], version=COMPUTED)
 
 
 def _reinforce(
