@@ -59,6 +59,7 @@ ZH_CLAIMS = (
     (r"Over (\d+) seeds: reasoning RL recovers it \(.*at most (\S+) .*", "{} 个种子：推理强化学习把它找回来（Dev2 高于 Dev1，且比 R1-Zero 低不超过 {}）"),
     (r"Over (\d+) seeds: the final RL hardly moves it", "{} 个种子：最终强化学习几乎不动推理"),
     (r"Over (\d+) seeds: R1 beats Dev1 by (\S+)", "{} 个种子：R1 比 Dev1 高 {}"),
+    (r"Over (\d+) seeds: the helpful reward model agrees .* on (\S+) of.*", "{} 个种子：有用奖励模型在留出的对子上与真相一致 {}"),
 )  # fmt: skip
 """A claim of `dunwu.eval.verdicts` (a pattern) and its Chinese."""
 
@@ -170,6 +171,8 @@ def language_table(results: Results, record: Mapping[str, Any]) -> str:
     """Reasoning RL with and without the language reward."""
     study, say = record["result"], results.say
     scores = {model["name"]: model["scores"] for model in study["models"]}
+    if ABLATION not in scores:
+        return f"*{results.missing}*"
     steps = {name: curve[-1][0] for name, curve in study["language_ablation"].items()}
     named = [
         ("Dev1", say("Dev1, before", "Dev1（之前）")),
@@ -180,7 +183,7 @@ def language_table(results: Results, record: Mapping[str, Any]) -> str:
     titles = [say(english, ZH_COLUMNS[key]) for key, english in zip(keys, ("language", "language, Chinese prompts", "reasoning"), strict=True)]  # fmt: skip
     rows = [[say("model", "模型"), *titles]]
     rows += [[title, *(_cell(scores[name].get(key)) for key in keys)] for name, title in named if name in scores]
-    return table(rows) if ABLATION in scores else f"*{results.missing}*"
+    return table(rows)
 
 
 @from_record(STUDY)

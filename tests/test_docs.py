@@ -175,11 +175,15 @@ def test_what_r1_measures_and_claims_has_chinese() -> None:
     blocks = BUILD.blocks_r1
     assert {column.key for column in plan(R1_PRESETS["cpu"], "chat")} == set(blocks.ZH_COLUMNS)
     runs = [
-        {"seed": n, "scores": {m: {"reasoning": 0.5} for m in ("R1-Zero", "Dev1", "Dev2", "Dev3", "R1")}}
+        {
+            "seed": n,
+            "scores": {m: {"reasoning": 0.5} for m in ("R1-Zero", "Dev1", "Dev2", "Dev3", "R1")}
+            | {"rm-helpful": {"agreement": 0.75}},
+        }
         for n in (0, 1)
     ]
     claims = [verdict["claim"] for verdict in [*shape_verdicts(Findings({})), *seed_verdicts(runs)]]
-    assert len(claims) == 15
+    assert len(claims) == 16
     assert [claim for claim in claims if blocks.chinese_claim(claim) == claim] == []
     assert (
         blocks.chinese_claim("R1 beats Dev1 by at least 0.25 on held-out reasoning")

@@ -17,6 +17,7 @@ from dunwu.eval.passk import Interval, over_seeds
 from dunwu.eval.stages import Measured, difference
 
 REASONING, INSTRUCTION, HELPFUL = "reasoning", "instruction", "helpful"
+HELPFUL_MODEL = "rm-helpful"
 FACTS, SAFETY, LANGUAGE, FORMAT, LENGTH = "facts", "safety", "language", "format", "length"
 ZERO, DEV1, DEV2, DEV3, R1 = "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"
 ARMS = {"base": "base", "sft": "SFT", "rl": "RL alone", "opd": "on-policy distillation"}
@@ -96,10 +97,10 @@ def shape_verdicts(found: Findings) -> list[dict[str, Any]]:
 
 
 def seed_verdicts(seeds: Sequence[Mapping[str, Any]], margins: Margins | None = None) -> list[dict[str, Any]]:
-    """The claims on reasoning once more, over independent runs: per-run differences with Student's t interval.
+    """The claims on reasoning and on the helpful reward model once more, over independent runs: per-run differences with Student's t interval.
 
     Args:
-        seeds: `[{"seed": n, "scores": {"Dev1": {"reasoning": share, …}, …}}, …]`; runs without a figure are left out of
+        seeds: `[{"seed": n, "scores": {"Dev1": {"reasoning": share, …}, "rm-helpful": {"agreement": share}, …}}, …]`; runs without a figure are left out of
             its claim, and the figure says how many it rests on.
         margins: how much is much.
     """
@@ -113,7 +114,7 @@ def seed_verdicts(seeds: Sequence[Mapping[str, Any]], margins: Margins | None = 
         ("the final RL hardly moves it", [(R1, DEV3, lambda i: _within(i, margins.close))]),
         (f"R1 beats Dev1 by {margins.gain:.2f}", [(R1, DEV1, lambda i: _above(i, margins.gain))]),
     )
-    found = []
+    found, why = [], "the runs differ from each other or from the claim"
     for claim, parts in asked:
         named = {name for after, before, _ in parts for name in (after, before)}
         scores = [seed["scores"] for seed in seeds if all(_has(seed["scores"], name) for name in named)]
@@ -122,8 +123,13 @@ def seed_verdicts(seeds: Sequence[Mapping[str, Any]], margins: Margins | None = 
             for after, before, judge in parts:
                 interval = over_seeds([s[after][REASONING] - s[before][REASONING] for s in scores])
                 judged.append(Finding(judge(interval), f"{after} − {before}: {_signed(interval)}"))
-            why = "the runs differ from each other or from the claim"
             found.append(_verdict(f"Over {len(scores)} seeds: {claim}", judged, why))
+    agreements = [s["scores"][HELPFUL_MODEL]["agreement"] for s in seeds if HELPFUL_MODEL in s["scores"]]
+    if len(agreements) >= 2:
+        interval, each = over_seeds(agreements), ", ".join(f"{value:.3f}" for value in agreements)
+        claim = f"the helpful reward model agrees with the truth on {margins.agreement:.2f} of held-out pairs"
+        part = Finding(_above(interval, margins.agreement, equal=True), f"{interval} ({each})")
+        found.append(_verdict(f"Over {len(agreements)} seeds: {claim}", [part], why))
     return found
 
 

@@ -55,10 +55,13 @@ def _read(artifact: Artifact) -> dict[str, Any]:
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {
+    """Of every model its columns, of a reward model its agreement with the truth."""
+    found = {
         model["name"]: {key: interval["value"] for key, interval in model["scores"].items()}
         for model in record["models"]
     }
+    agreements = {f"rm-{model['name']}": model["agreement"] for model in record["reward_models"]}
+    return found | {name: {"agreement": interval["value"]} for name, interval in agreements.items() if interval}
 
 
 def table(record: Mapping[str, Any]) -> str:

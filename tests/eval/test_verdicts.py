@@ -154,6 +154,13 @@ def test_over_seeds_the_differences_are_per_run() -> None:
     assert found[0]["claim"] == "Over 3 seeds: cold start lowers reasoning"
     assert found[0]["figure"] == "Dev1 − R1-Zero: -0.300 [-0.300, -0.300]"
     assert seed_verdicts(seeds[:1]) == []
+    agreed = [seed | {"scores": {"rm-helpful": {"agreement": 0.8 + seed["seed"] / 1000}}} for seed in seeds]
+    assert seed_verdicts(agreed)[0]["figure"] == "0.801 [0.799, 0.803] (0.800, 0.801, 0.802)"
+    assert [seed_verdicts(agreed, Margins(agreement=least))[0]["holds"] for least in (0.799, 0.8, 0.81)] == [
+        None,
+        None,
+        False,
+    ]
     del seeds[2]["scores"]["R1"]
     assert found[3]["claim"].startswith("Over 3 seeds: R1") and "Over 2 seeds" in seed_verdicts(seeds)[3]["claim"]
 
