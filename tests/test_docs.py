@@ -269,7 +269,7 @@ def test_build_writes_the_tables_of_r1(tmp_path: Path) -> None:
         "| R1 | 0.600 | 0.700 | 0.650<br><sub>0.500 … 0.800</sub> |  |  |",
         "| 0.5M | SFT on R1's data | 0.450 | 1.5 |",
         "| R1, the teacher |  | 0.600<br><sub>0.550 … 0.650</sub> |  |",
-        "| the same without it | 0.800 | 0.700 | 0.500 |",
+        "| Dev2, 70 steps with the reward | 1.000 | 0.900 | 0.400 |", "| 20 steps without it | 0.800 | 0.700 | 0.500 |",
         "| helpful | 70 | 0.700 | 0.800 | 0.050 |",
         "| `base` | 10.0 |", "| `dev1` | 1.1 |", "| 2 shorter ones | 0.1 |",
     ):  # fmt: skip
@@ -373,6 +373,7 @@ def _stages() -> dict[str, Any]:
                 "reason": "not reproduced: little is lost",
             }
         ],
+        "language_ablation": {"with": [[0, 0.9, 0.3], [70, 1.0, 0.4]], "without": [[0, 0.9, 0.3], [20, 0.8, 0.5]]},
         "students": [
             {
                 "name": "student-0.5M-sft",
