@@ -60,6 +60,9 @@ def run_benchmark(name: str, config: BenchConfig) -> dict[str, Any]:
     run: Callable[[BenchConfig], dict[str, Any]] = getattr(import_module(f"dunwu.bench.{module}"), f"bench_{name}")
     from dunwu import machine
     from dunwu.bench.limits import limits
+    from dunwu.model.runtime import prepare_torch
+
+    prepare_torch()  # as every run does; the peers, in the same process, have it too
 
     return {
         "name": name,

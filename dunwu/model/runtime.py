@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 
@@ -16,12 +17,17 @@ COMPUTED = "2"
 2: the C kernels and trees of `native/`."""
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Names of glibc's settings, from malloc.h."""
+
+
 def prepare_torch(device: str | None = None) -> None:
     """Set torch up, and say how models will be computed on `device`, if one is given (once).
 
     Flush subnormal numbers to zero, so that arithmetic on Adam's decayed moments never takes the
     slow path that Intel processors have for them (AMD Zen 5 has none: docs/log.md, 2026-11-21)."""
     torch.set_flush_denormal(True)
+    _keep_freed_memory()
     if device is not None:
         _tell_path(resolve_device(device))
 
@@ -39,6 +45,18 @@ def resolve_device(device: str) -> str:
     if not there.get(kind, False):
         raise UsageError(f"device {device!r} is not available", "use --device cpu, or see `dunwu doctor`")
     return device
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc's allocator keep what tensors give back. By default it returns blocks of some MB to the system at once,
+    and every step then faults its pages in again: a quarter of a small training step (docs/log.md, 2026-11-21)."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return
+    mallopt(_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @functools.cache
