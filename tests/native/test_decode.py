@@ -18,7 +18,9 @@ from dunwu.rollout.native_decoder import NativeDecoder
 from dunwu.rollout.torch_decoder import TorchDecoder
 from dunwu.types import SamplingParams
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(
+    build.library("decode") is None, reason="no native kernels: no C compiler, or DUNWU_NATIVE=0"
+)
 
 SHAPES = {
     "one KV head": ModelConfig(vocab_size=307, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=160),
