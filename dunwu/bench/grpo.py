@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from dunwu.bench import INSTALL, BenchConfig
-from dunwu.bench.pairs import compare, rate, step_clock
+from dunwu.bench.pairs import QUIET, compare, rate, seconds_of_steps
 from dunwu.bench.subject import make_model, make_prompts, make_tokenizer
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.machine import library_version
@@ -168,24 +168,16 @@ def _trl(
         learning_rate=1e-9,
         seed=seed,
         beta=0.0,
-        use_cpu=True,
         bf16=False,  # the weights are bfloat16 already; autocast would only add casts
         gradient_checkpointing=False,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        **QUIET,
     )
 
     def train() -> float:
-        clock = step_clock(transformers.TrainerCallback)
         data = Dataset.from_list([{"prompt": prompt} for prompt in prompts[:problems]] * steps)
-        trainer = GRPOTrainer(
-            network, reward_funcs=reward, args=settings, train_dataset=data, processing_class=reader, callbacks=[clock]
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+        trainer = GRPOTrainer(network, reward_funcs=reward, args=settings, train_dataset=data, processing_class=reader)
+        seconds = seconds_of_steps(trainer)
         lengths.append(trainer.state.log_history[-1]["completions/mean_length"])
-        return (steps - 1) / clock.seconds()
+        return (steps - 1) / seconds
 
     return train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -32,17 +32,21 @@ def rate(work: Callable[[], float], device: str = "cpu") -> float:
     return done / (time.perf_counter() - began)
 
 
-class StepClock(Protocol):
-    """A callback of transformers' Trainer."""
+QUIET: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Settings of transformers' Trainer, and of those made from it, that writes nothing."""
 
-    def seconds(self) -> float:
-        """Of the steps after the first, which still sets things up."""
 
+def seconds_of_steps(trainer: Any) -> float:
+    """Run a Trainer; seconds of its steps after the first, which still sets things up."""
+    import transformers
 
-def step_clock(base: Any) -> StepClock:
-    """A new clock; `base` is transformers' `TrainerCallback`, which is not ours to import here."""
-
-    class Clock(base):  # type: ignore[misc]
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         began = ended = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
@@ -50,10 +54,11 @@ def step_clock(base: Any) -> StepClock:
             if state.global_step == 1:
                 self.began = self.ended
 
-        def seconds(self) -> float:
-            return self.ended - self.began
-
-    return Clock()
+    clock = Clock()
+    trainer.add_callback(clock)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return clock.ended - clock.began
 
 
 def compare(ours: Callable[[], float], peer: Callable[[], float] | None, pairs: int) -> dict[str, Any]:

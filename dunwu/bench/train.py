@@ -13,7 +13,7 @@ import torch
 
 from dunwu.bench import INSTALL, BenchConfig
 from dunwu.bench.limits import gemm_gflops
-from dunwu.bench.pairs import compare, rate, step_clock
+from dunwu.bench.pairs import QUIET, compare, rate, seconds_of_steps
 from dunwu.bench.subject import make_model, make_tokenizer
 from dunwu.data.chat import Encoded
 from dunwu.machine import library_version
@@ -175,21 +175,12 @@ def _against_trainer(
             per_device_train_batch_size=batch,
             max_steps=steps,
             learning_rate=1e-4,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
+            **QUIET,
         )
 
         def train() -> float:
-            clock = step_clock(transformers.TrainerCallback)
-            trainer = transformers.Trainer(
-                network, settings, transformers.default_data_collator, data, callbacks=[clock]
-            )
-            trainer.remove_callback(transformers.PrinterCallback)
-            trainer.train()
-            return (steps - 1) * batch * CONTEXT / clock.seconds()
+            trainer = transformers.Trainer(network, settings, transformers.default_data_collator, data)
+            return (steps - 1) * batch * CONTEXT / seconds_of_steps(trainer)
 
         figures = compare(_pretraining(model, batch), train, config.pairs)
     row = {"work": "pretraining", "size": size, "tokens": batch * CONTEXT, "peer_name": "transformers Trainer"}
