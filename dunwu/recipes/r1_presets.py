@@ -38,7 +38,7 @@ _TINY_RM = RmConfig(rows=16, warmup=2)
 R1_PRESETS: dict[str, R1Config] = {
     "cpu": R1Config(
         world=WIDE,
-        pretrain=PretrainConfig(tokens=34_000_000),
+        pretrain=PretrainConfig(tokens=56_000_000),
         zero=_RL,
         cold_start=ColdStartConfig(examples=900),
         cold_sft=SftConfig(epochs=2, context=320, batch_tokens=4096, lr=1e-3, warmup=5),
