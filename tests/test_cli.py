@@ -22,7 +22,21 @@ from dunwu.log import Run
 from dunwu.types import DunwuError
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["doctor", "run", "recipes", "runs", "report", "eval", "score", "tasks", "peek", "tokenizer", "chat", "bench"]
+ORDER = [
+    "doctor",
+    "run",
+    "recipes",
+    "runs",
+    "report",
+    "eval",
+    "score",
+    "tasks",
+    "peek",
+    "tokenizer",
+    "data",
+    "chat",
+    "bench",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,7 @@ BENCHMARKS: dict[str, str] = {
     "grpo": "a whole GRPO step of 512 samples, and how its cost grows; peer: TRL's GRPOTrainer",
     "verify": "lines/s of the verifiers",
     "tokenize": "MB/s of encoding, and lines/s of decoding",
+    "tokenizer": "seconds and memory of training a tokenizer; MB/s of encoding; peers: tokenizers, tiktoken",
     "world": "pages/s and MB/s of the generated web",
 }
 """Name → what it measures."""

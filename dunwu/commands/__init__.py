@@ -6,7 +6,7 @@ are imported when a command runs, so that `dunwu score` or `dunwu tasks` never w
 
 from __future__ import annotations
 
-from dunwu.commands import bench, models, runs, tasks, tokenizers
+from dunwu.commands import bench, data, models, runs, tasks, tokenizers
 from dunwu.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
@@ -24,6 +24,9 @@ COMMANDS: dict[str, Command] = {
     "tokenizer train": tokenizers.TRAIN,
     "tokenizer encode": tokenizers.ENCODE,
     "tokenizer decode": tokenizers.DECODE,
+    "tokenizer report": tokenizers.REPORT,
+    "data build": data.BUILD,
+    "data inspect": data.INSPECT,
     "chat": models.CHAT,
     "bench": bench.BENCH,
 }

@@ -85,15 +85,19 @@ class ShardWriter:
 
 
 class TokenFolder:
-    """The tokens of a shard folder in order, read where asked."""
+    """The tokens of a shard folder in order, read where asked.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        limit: see only the first `limit` tokens; None for all.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
         index_file = folder / "index.json"
         if not index_file.is_file():
             raise DunwuError(f"no token shards at {folder}", "tokenize documents into it first")
         index = json.loads(index_file.read_text(encoding="utf-8"))
         self.folder, self.dtype = folder, np.dtype(index["dtype"])
-        self.lengths: list[int] = index["shards"]
+        self.lengths: list[int] = index["shards"] if limit is None else _first(index["shards"], limit)
         self._files = [os.open(folder / f"{n:05d}.bin", os.O_RDONLY) for n in range(len(self.lengths))]
 
     @property
@@ -130,10 +134,14 @@ class PackedShards:
 
     Every epoch shifts the window borders by a seeded phase, shuffles the shards, and shuffles
     the windows of each shard. A reader therefore resumes by its step alone.
+
+    Args:
+        length: tokens of a window that are predicted.
+        limit: as in `TokenFolder`.
     """
 
-    def __init__(self, folder: Path, length: int, seed: int) -> None:
-        self.data = TokenFolder(folder)
+    def __init__(self, folder: Path, length: int, seed: int, limit: int | None = None) -> None:
+        self.data = TokenFolder(folder, limit)
         self.folder, self.length, self.seed = folder, length, seed
         self.lengths = self.data.lengths
         # One window of slack per shard leaves room for the epoch's phase.
@@ -157,6 +165,10 @@ class PackedShards:
         """(rows, length + 1) ids: windows step·rows … of the endless shuffled sequence."""
         return np.stack([self._window(step * rows + row) for row in range(rows)])
 
+    def window(self, position: int) -> NDArray[np.int64]:
+        """(length + 1,) ids: window number `position` of the endless shuffled sequence, `total` of them an epoch."""
+        return self._window(position)
+
     def _window(self, position: int) -> NDArray[np.int64]:
         epoch, place = divmod(position, self.total)
         if self._epoch is None or self._epoch[0] != epoch:
@@ -176,3 +188,19 @@ class PackedShards:
     def close(self) -> None:
         """Close the shard files."""
         self.data.close()
+
+
+def _first(lengths: Sequence[int], limit: int) -> list[int]:
+    """Lengths of the shards that hold the first `limit` tokens.
+
+    Example:
+        >>> _first([10, 10, 10], 14)
+        [10, 4]
+    """
+    kept: list[int] = []
+    for length in lengths:
+        if limit <= 0:
+            break
+        kept.append(min(length, limit))
+        limit -= length
+    return kept

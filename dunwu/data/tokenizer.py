@@ -1,7 +1,8 @@
 """Byte-level BPE with Qwen2's pre-tokenisation (single digits), in Hugging Face's files.
 
-The trainer is the `tokenizers` library's; what is ours is the choice of split, specials and
-template, so that a folder loads unchanged in transformers and llama.cpp (`pre = qwen2`).
+What is ours is the choice of split, specials and template, so that a folder loads unchanged in transformers and
+llama.cpp (`pre = qwen2`). `train_from_texts` trains in memory with the `tokenizers` library, as the recipes do; files of
+any size are for `bpe`, fast encoding is in `encoding`, GPT-2's own vocabulary in `gpt2`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from dunwu.data.documents import read_documents
 from dunwu.types import DunwuError, UsageError
 
+Split = Literal["qwen2", "gpt2"]
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""What `pre_tokenizers.ByteLevel` splits by; the merges of a byte-level BPE never cross such a word."""
 END = "<|endoftext|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 SPECIALS = (END, TURN_START, TURN_END, *(f"<|reserved_{n}|>" for n in range(8)))
@@ -33,6 +36,23 @@ CHAT_TEMPLATE = (
     "{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+QWEN2_CONFIG: dict[str, Any] = {
+    "tokenizer_class": "Qwen2Tokenizer",
+    "eos_token": END,
+    "pad_token": END,
+    "bos_token": None,
+    "unk_token": None,
+    "add_prefix_space": False,
+    "clean_up_tokenization_spaces": False,
+}
+GPT2_CONFIG: dict[str, Any] = QWEN2_CONFIG | {
+    "tokenizer_class": "GPT2Tokenizer",
+    "bos_token": END,
+    "unk_token": END,
+    "model_max_length": 1024,
+}
+"""Of GPT-2's split; END is also what transformers' class wants for the two it never needs."""
 
 
 class Tokenizer:
@@ -80,17 +100,7 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json; a loaded tokenizer keeps its own config."""
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
-        config = self._config or {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "eos_token": END,
-            "pad_token": END,
-            "bos_token": None,
-            "unk_token": None,
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": max_length,
-            "chat_template": CHAT_TEMPLATE,
-        }
+        config = self._config or QWEN2_CONFIG | {"model_max_length": max_length, "chat_template": CHAT_TEMPLATE}
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -115,7 +125,23 @@ def train_from_texts(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     smallest = 256 + len(SPECIALS) + len(TAGS)
     if vocab_size < smallest:
         raise UsageError(f"vocab size {vocab_size} is too small", f"use at least {smallest}")
-    backend = Backend(models.BPE())
+    backend = blank(models.BPE(), "qwen2")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIALS) - len(TAGS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_without_tags(texts), trainer)
+    return with_added(backend, SPECIALS, TAGS)
+
+
+def blank(model: models.BPE, split: Split) -> Backend:
+    """A byte-level BPE without added tokens. GPT-2's split leaves the text as it is, Qwen2's normalises it to NFC."""
+    backend = Backend(model)
+    backend.decoder = decoders.ByteLevel()
+    if split == "gpt2":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        return backend
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -123,16 +149,14 @@ def train_from_texts(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIALS) - len(TAGS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_without_tags(texts), trainer)
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
-    return Tokenizer(backend)
+    return backend
+
+
+def with_added(backend: Backend, specials: Sequence[str], tags: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer with these tokens after the vocabulary, specials first."""
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in tags])
+    return Tokenizer(backend, None if isinstance(backend.normalizer, normalizers.NFC) else GPT2_CONFIG)
 
 
 def _without_tags(texts: Iterable[str]) -> Iterable[str]:
@@ -143,19 +167,22 @@ def _without_tags(texts: Iterable[str]) -> Iterable[str]:
         yield text
 
 
-def train_tokenizer(files: Sequence[str | Path], vocab_size: int, out: Path) -> Tokenizer:
-    """Train on text or JSONL files and save Hugging Face's files to `out`."""
-    texts = (text for file in files for text in read_documents(Path(file)))
-    tokenizer = train_from_texts(texts, vocab_size)
-    tokenizer.save(Path(out))
-    return tokenizer
-
-
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
-    """Load `tokenizer.json` of a folder (a model folder is one); `tokenizer_config.json` names its end token."""
+    """Load `tokenizer.json` of a folder (a model folder is one); `tokenizer_config.json` names its end token.
+
+    A folder with GPT-2's two files, `vocab.bpe` and `encoder.json` or `merges.txt` and `vocab.json`, is a tokenizer too,
+    and the name `gpt2` is GPT-2's own where its vocabulary is installed (see `gpt2`).
+    """
     folder = Path(name_or_dir)
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     if not file.is_file():
+        from dunwu.data.gpt2 import gpt2_tokenizer, read_gpt2
+
+        if str(name_or_dir) == "gpt2" and not folder.exists():
+            return gpt2_tokenizer()
+        found = read_gpt2(folder)
+        if found is not None:
+            return found
         raise DunwuError(f"no tokenizer at {name_or_dir}", "give a folder that holds tokenizer.json")
     try:
         config_file = file.with_name("tokenizer_config.json")

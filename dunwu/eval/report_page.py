@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dunwu.eval.plots import PAGE
+from dunwu.eval.report_context import in_context_section
 from dunwu.eval.report_curves import (
     behaviour_figures,
     control_figure,
@@ -36,23 +36,13 @@ from dunwu.eval.report_parts import (
 )
 from dunwu.eval.report_r1 import r1_hero, r1_sections, r1_sentence
 from dunwu.eval.report_samples import legend, problem_text, sampled_group
-
-# Even if an escape were missed, nothing could run or be loaded.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+from dunwu.eval.report_shell import whole_page
 
 
 def page(data: Mapping[str, Any]) -> str:
     """The page of what `collect` found."""
-    style = Path(__file__).with_name("report.css").read_text("utf-8")
     title = f"{data['run'].get('recipe', 'run')} · {data['name']}"
-    sections = "\n".join(section for section in _sections(data) if section)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{safe(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{sections}\n</main>\n</body>\n</html>\n"
-    )
+    return whole_page(title, "\n".join(section for section in _sections(data) if section))
 
 
 def _sections(data: Mapping[str, Any]) -> Iterator[str]:
@@ -70,6 +60,7 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     yield _controls(data)
     yield _groups(data)
     yield _training(data)
+    yield in_context_section(data)
     yield _checkpoints(data)
     yield _settings(data)
     yield _lineage(data)

@@ -20,6 +20,7 @@
                                            or `eval.calibration`'s report with a name
       "cold_start", "rejection": {"sampled": n, "kept": n, "reasons": {reason: n}, …further counts},
                                            or `Selection.figures()`
+      "cleaning": what `eval.cleaning.score_cleaning` gives,
       "judge": {count: number, …},
       "seeds": [{"seed": 0, "scores": {"Dev1": {"reasoning": share, …}, …}}, …],
       "over_seeds": {"Dev1": {"reasoning": I, …}, …},     `stages.seed_table`
@@ -32,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dunwu.eval.report_cleaning import cleaning
 from dunwu.eval.report_parts import heading, hero_figure, is_interval, note, safe
 from dunwu.eval.report_r1_evidence import chats, language_ablation, over_optimisation, rejection, reward_models
 from dunwu.eval.report_r1_figure import r1_figure
@@ -45,6 +47,7 @@ def r1_sections(data: Mapping[str, Any]) -> Iterator[str]:
     found = data["r1"]["table"]
     yield _figure(data)
     yield stage_table(found) + paper_table(found)
+    yield cleaning(found)
     yield chats(found)
     yield language_ablation(found)
     yield reward_models(found)

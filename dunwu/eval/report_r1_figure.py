@@ -32,22 +32,24 @@ class Place(NamedTuple):
 
 
 PLACES: Mapping[str, Place] = {
-    "tokenizer": Place(0, 0, "tokenizer", "byte-level BPE", "data"),
-    "shards": Place(1, 0, "pages → tokens", "the generated web", "data"),
-    "base": Place(2, 0, "base", "V3-Base in the paper", "sft"),
-    "r1-zero": Place(3, 0, "R1-Zero", "RL, rule rewards only", "rl"),
-    "cold-start": Place(4, 0, "cold-start data", "its samples, rewritten", "data"),
-    "dev1": Place(0, 1, "Dev1", "SFT of the base", "sft"),
-    "dev2": Place(1, 1, "Dev2", "RL + language reward", "rl"),
-    "rejection": Place(2, 1, "SFT data, 3 : 1", "rejection sampling + talk", "data"),
-    "dev3": Place(3, 1, "Dev3", "SFT of the base, again", "sft"),
-    "r1": Place(4, 1, "R1", "RL, rules + preference", "rl"),
-    "dev2-no-language": Place(1, 2, "Dev2, ablated", "RL without that reward", "rl"),
-    "preferences": Place(2, 2, "preferences", "judged in both orders", "data"),
-    "rm-helpful": Place(3, 2, "helpful RM", "pairwise", "sft"),
-    "r1-overoptimised": Place(4, 2, "beyond R1", "preference alone, too long", "rl"),
-    "rm-safety": Place(3, 3, "safety RM", "pointwise", "sft"),
-    "stage-table": Place(4, 3, "stage table", "all models, same tasks", "data"),
+    "crawl": Place(0, 0, "crawl", "the generated web, WARC", "data"),
+    "clean": Place(1, 0, "records", "cleaned by the pipeline", "data"),
+    "tokenizer": Place(0, 1, "tokenizer", "byte-level BPE", "data"),
+    "shards": Place(1, 1, "pages → tokens", "token shards", "data"),
+    "base": Place(2, 1, "base", "V3-Base in the paper", "sft"),
+    "r1-zero": Place(3, 1, "R1-Zero", "RL, rule rewards only", "rl"),
+    "cold-start": Place(4, 1, "cold-start data", "its samples, rewritten", "data"),
+    "dev1": Place(0, 2, "Dev1", "SFT of the base", "sft"),
+    "dev2": Place(1, 2, "Dev2", "RL + language reward", "rl"),
+    "rejection": Place(2, 2, "SFT data, 3 : 1", "rejection sampling + talk", "data"),
+    "dev3": Place(3, 2, "Dev3", "SFT of the base, again", "sft"),
+    "r1": Place(4, 2, "R1", "RL, rules + preference", "rl"),
+    "dev2-no-language": Place(1, 3, "Dev2, ablated", "RL without that reward", "rl"),
+    "preferences": Place(2, 3, "preferences", "judged in both orders", "data"),
+    "rm-helpful": Place(3, 3, "helpful RM", "pairwise", "sft"),
+    "r1-overoptimised": Place(4, 3, "beyond R1", "preference alone, too long", "rl"),
+    "rm-safety": Place(3, 4, "safety RM", "pointwise", "sft"),
+    "stage-table": Place(4, 4, "stage table", "all models, same tasks", "data"),
 }
 ARMS = {"base": (0, "base", "pretrained", "sft"), "sft": (1, "SFT", "on R1's data", "sft"),
         "rl": (2, "RL alone", "from its base", "rl"), "opd": (3, "on-policy", "distilled from R1's logits", "rl")}  # fmt: skip
@@ -64,6 +66,9 @@ class Arrow(NamedTuple):
 
 
 ARROWS = (
+    Arrow("crawl", "clean", "data", "across"),
+    Arrow("clean", "tokenizer", "data", "channel", (0.3, 0.5, 28)),
+    Arrow("clean", "shards", "data", "down", (0.5,)),
     Arrow("tokenizer", "shards", "data", "across"),
     Arrow("shards", "base", "data", "across"),
     Arrow("base", "r1-zero", "weights", "across"),
@@ -112,8 +117,9 @@ def r1_figure(stages: Sequence[Mapping[str, Any]], waiting: bool) -> str:
     """The drawing of a run's stages; `waiting` also draws, faintly, the known ones that have not begun."""
     records = {str(stage["stage"]): stage for stage in stages if not str(stage["stage"]).startswith(MEASURING)}
     known = {name: place for name, place in PLACES.items() if name in records or waiting}
-    corners = {name: _corner(place.column, place.row) for name, place in known.items()}
-    lines = 1 + max((place.row for place in known.values()), default=-1)
+    first = min((place.row for place in known.values()), default=0)  # without a crawl the upper row is empty
+    corners = {name: _corner(place.column, place.row - first) for name, place in known.items()}
+    lines = 1 + max((place.row - first for place in known.values()), default=-1)
     students = {name: match for name in records if (match := STUDENT.fullmatch(name))}
     parts = [
         _arrow(_path(corners[a.start], corners[a.end], a), a.kind)

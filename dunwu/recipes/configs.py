@@ -150,13 +150,44 @@ STUDY_PRESETS: dict[str, StudyConfig] = {
 
 
 @dataclass(frozen=True)
+class InContextConfig:
+    """How in-context learning is measured."""
+
+    windows: int = 256
+    """Held-out windows behind the loss by position, as many from each source; 0 for none."""
+    tasks: tuple[str, ...] = ("sums", "symbols")
+    """Few-shot tasks: sums as the world's pages list them, symbols whose meaning only the prompt tells."""
+    shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    """Numbers of solved examples before the question."""
+    problems: int = 200
+    """Questions of each task, asked with every number of examples; 0 for none."""
+    curve: bool = False
+    """Measure at every held-out point of the training as well, not only at its end."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        if self.windows < 0 or self.problems < 0:
+            raise UsageError("in_context.windows and in_context.problems count from 0", "use 0 for none")
+        if self.problems and (not self.shots or min(self.shots) < 0):
+            raise UsageError(f"in_context.shots {list(self.shots)} are no counts", "use numbers from 0, e.g. 0 1 2 4 8")
+
+
+@dataclass(frozen=True)
 class PretrainRunConfig:
-    """A model trained from scratch on a user's own text or JSONL files."""
+    """A model trained from scratch on a user's own texts, one file or a mixture of sources.
+
+    A .jsonl file holds one document a line in its field `text`; so do .jsonl.zst and .parquet. A folder holds such files,
+    or token shards, as `dunwu data build` leaves them. Anything else is plain text, one document.
+    """
 
     data: tuple[str, ...] = ()
-    """Files: .jsonl holds one document a line in its field `text`; anything else is plain text, one document."""
+    """Sources, each [NAME=]PATH[:WEIGHT]: a text, .jsonl, .jsonl.zst or .parquet file, a folder of records or token shards."""
+    temperature: float = 1.0
+    """τ of the mixture: a source's share is its weight (its tokens, if none has one) to the power 1/τ, of their sum."""
+    epochs: float = 0.0
+    """Passes over a source at most; then its share goes to the others. 0 for no limit."""
     held_out: float = 0.1
-    """Share at the end of every file that is never trained on: bytes of a text, documents of a JSONL file."""
+    """Share at every source's end that is never trained on: bytes of a text, documents of records, tokens of shards."""
     model: str = "2M"
     """Size preset of the model."""
     vocab_size: int = 1024
@@ -169,6 +200,8 @@ class PretrainRunConfig:
     """The training; `pretrain.tokens` is the budget."""
     curve_tokens: int = 100_000
     """Held-out tokens of each file behind a point of the curve; the last point uses all."""
+    in_context: InContextConfig = field(default_factory=InContextConfig)
+    """What is measured of learning inside the context."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
 
@@ -180,7 +213,12 @@ class PretrainRunConfig:
             raise UsageError(f"held_out {self.held_out} is no share", "choose between 0 and 1, e.g. 0.1")
         if self.curve_tokens < 1 or self.tokenizer_bytes < 1:
             raise UsageError("curve_tokens and tokenizer_bytes count from 1", "raise the one below 1")
+        if not self.temperature > 0 or not self.epochs >= 0:
+            raise UsageError(
+                f"temperature {self.temperature}, epochs {self.epochs}", "use a temperature above 0 and epochs from 0"
+            )
         self.pretrain.validate()
+        self.in_context.validate()
 
 
 PRETRAIN_PRESETS: dict[str, PretrainRunConfig] = {

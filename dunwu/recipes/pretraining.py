@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dunwu import machine
+from dunwu.data.mixture import MixedShards
 from dunwu.data.shards import PackedShards
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.disk import write_atomically
@@ -31,6 +32,8 @@ MODEL = "model"
 
 HeldOut = Callable[[Transformer, bool], dict[str, float]]
 """(the model now, is this the end?) → metrics; those named `pretrain/NAME` also become the stage's headline."""
+LATER_FIELDS = {"context_steps": ()}
+"""Fields that came after results were recorded: they stand in a key only where they are not what was done before."""
 
 
 def base_stage(
@@ -43,6 +46,7 @@ def base_stage(
     tokens: Artifact,
     held_out: HeldOut,
     stage: str = "base",
+    open_mixture: Callable[[], MixedShards] | None = None,
     **also: Any,
 ) -> Artifact:
     """Train a model of preset `size` from scratch on `tokens/train`.
@@ -52,6 +56,7 @@ def base_stage(
         tokens: artifact whose sub-folder `train` holds token shards.
         held_out: called every `eval_every` updates and at the end.
         stage: its name in the run; a student's base has its own.
+        open_mixture: opens the windows to train on, instead of `tokens/train`; `also` then says what they are.
         also: further settings that decide what `held_out` measures, for the artifact's key.
     """
     device = resolve_device(device)
@@ -62,7 +67,9 @@ def base_stage(
         model = Transformer(model_preset(size, encoder.vocab_size))
         model.init_weights(torch.Generator().manual_seed(derive_seed("init", seed)))
         model.to(device=device, dtype=dtype)
-        shards = PackedShards(tokens.path / "train", settings.context, seed)
+        shards = open_mixture() if open_mixture else PackedShards(tokens.path / "train", settings.context, seed)
+        if isinstance(shards, MixedShards):
+            shards.require(settings.steps * settings.rows)
         figures = _train(run, stage, settings, work, model, shards, encoder, held_out)
         shards.close()
         save_model(model, work / MODEL, encoder.end_id)
@@ -70,6 +77,7 @@ def base_stage(
         return figures
 
     record = {name: value for name, value in asdict(settings).items() if name != "save_every"}
+    record = {name: value for name, value in record.items() if name not in LATER_FIELDS or value != LATER_FIELDS[name]}
     key = {"model": size, "pretrain": record, "seed": seed, "dtype": str(dtype), **also}
     return run.stage(stage, build, key, [vocabulary, tokens], version=COMPUTED)
 
@@ -80,7 +88,7 @@ def _train(
     settings: PretrainConfig,
     work: Path,
     model: Transformer,
-    shards: PackedShards,
+    shards: PackedShards | MixedShards,
     encoder: Tokenizer,
     held_out: HeldOut,
 ) -> dict[str, object]:
@@ -97,6 +105,9 @@ def _train(
                 scores = held_out(model, last)
                 metrics |= step.metrics | scores
                 _write_samples(work, step.n, model, encoder)
+            if metrics and isinstance(shards, MixedShards):
+                read = shards.epochs(step.n * settings.rows)
+                metrics |= {f"pretrain/epochs/{name}": passes for name, passes in read.items()}
             if metrics:
                 run.log(stage, step.n, metrics)
             if step.n % settings.save_every == 0 or last:

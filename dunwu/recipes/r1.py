@@ -27,7 +27,7 @@ def run(run: Run, config: R1Config) -> None:
 
 def story(run: Run, config: R1Config) -> Artifact:
     """Every stage; returns the stage table."""
-    # 1. Pages → tokenizer → base. R1-Zero: reinforcement of the base with rule rewards only.
+    # 1. Crawled pages → records → tokenizer → base. R1-Zero: reinforcement of the base with rule rewards only.
     pages = ground(run, config)
     base = pages.base
     zero = zero_rl(run, config, "r1-zero", base, config.zero)
@@ -67,4 +67,6 @@ def story(run: Run, config: R1Config) -> Artifact:
     if ablation:
         models["no language reward"] = ablation
     data = {"cold-start": cold, "rejection": union, "preferences": pairs, "rm-helpful": helpful, "rm-safety": safety}
+    if pages.cleaned:
+        data["cleaning"] = pages.cleaned
     return stage_table(run, config, models | taught, data, beyond)

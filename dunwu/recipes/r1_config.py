@@ -11,6 +11,7 @@ from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig
 from dunwu.train.distill_config import DistillConfig
 from dunwu.train.rm_config import RmConfig
 from dunwu.types import UsageError
+from dunwu.world.crawl import CrawlKnobs
 from dunwu.world.knobs import Knobs
 
 URL = ("http://", "https://")
@@ -69,6 +70,21 @@ class TasksConfig:
         ):
             raise UsageError("tasks: no task has a share above 0", "give countdown, word_problems or knights a share")
         _check_shares("tasks.", self, "chinese")
+
+
+@dataclass(frozen=True)
+class CrawlConfig:
+    """The web as a crawler brings it, which the data pipeline cleans before anything is learned from it."""
+
+    pages: int = 0
+    """Pages of the crawl, rubbish included; 0: the world's pages go to the tokenizer as they are."""
+    rubbish: CrawlKnobs = field(default_factory=lambda: CrawlKnobs(contaminated=0.002))
+    """What is among them."""
+
+    def validate(self) -> None:
+        """Raise UsageError for a negative count and shares that cannot be drawn."""
+        _check_counts("crawl.", self, "pages", least=0)
+        self.rubbish.validate()
 
 
 @dataclass(frozen=True)
@@ -257,6 +273,8 @@ class R1Config:
     """Pages the tokenizer is trained on."""
     world: Knobs = field(default_factory=Knobs)
     """What the generated web contains."""
+    crawl: CrawlConfig = field(default_factory=CrawlConfig)
+    """How it comes to us."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
     """What the reasoning stages ask."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -304,7 +322,14 @@ class R1Config:
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
-        own: tuple[Settings, ...] = (self.world, self.tasks, self.cold_start, self.rejection, self.preferences)
+        own: tuple[Settings, ...] = (
+            self.world,
+            self.crawl,
+            self.tasks,
+            self.cold_start,
+            self.rejection,
+            self.preferences,
+        )
         for settings in (*own, self.final, self.students, self.table):
             settings.validate()
         for name in ("pretrain", "zero", "cold_sft", "reasoning", "sft", "helpful", "safety"):

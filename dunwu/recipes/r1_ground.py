@@ -1,4 +1,4 @@
-"""What R1 stands on: the pages' tokenizer, their tokens and the base; or a model folder the user gives."""
+"""What R1 stands on: crawled pages, cleaned; their tokenizer, tokens and base; or a model folder the user gives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dunwu.model.config import PRESETS
 from dunwu.recipes import stages
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
+from dunwu.recipes.r1_crawl import cleaned, crawled
 from dunwu.recipes.r1_tasks import reasoning_parts
 from dunwu.rollout.endpoint import is_url
 from dunwu.store import Artifact, resolve_model
@@ -24,6 +25,8 @@ class Ground:
     base: Artifact
     vocabulary: Artifact | None = None
     tokens: Artifact | None = None
+    cleaned: Artifact | None = None
+    """The records of the crawl, if there was one."""
 
 
 def check_inputs(config: R1Config) -> None:
@@ -53,13 +56,16 @@ def given_students(config: R1Config) -> list[str]:
 
 
 def ground(run: Run, config: R1Config) -> Ground:
-    """Tokenizer, shards and base of the world, or the given base alone."""
+    """Crawl, records, tokenizer, shards and base of the world, or the given base alone."""
     if config.base:
         return Ground(given_model(run, "base", config.base))
     seed = stages.base_seed(run.seed, config)
-    vocabulary = stages.tokenizer(run, config, seed)
-    tokens = stages.shards(run, config, seed, vocabulary)
-    return Ground(stages.base(run, config, seed, vocabulary, tokens), vocabulary, tokens)
+    records = None
+    if config.crawl.pages:
+        records = cleaned(run, config.crawl, crawled(run, config.crawl, config.world, seed))
+    vocabulary = stages.tokenizer(run, config, seed, records)
+    tokens = stages.shards(run, config, seed, vocabulary, records)
+    return Ground(stages.base(run, config, seed, vocabulary, tokens), vocabulary, tokens, records)
 
 
 def given_model(run: Run, stage: str, name: str) -> Artifact:

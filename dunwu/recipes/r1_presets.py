@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from dunwu.recipes.r1_config import (
     ColdStartConfig,
+    CrawlConfig,
     FinalConfig,
     PreferenceConfig,
     R1Config,
@@ -16,6 +17,7 @@ from dunwu.recipes.r1_config import (
 from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig
 from dunwu.train.distill_config import DistillConfig
 from dunwu.train.rm_config import RmConfig
+from dunwu.world.crawl import CrawlKnobs
 from dunwu.world.knobs import Hands, Knobs
 
 WIDE = Knobs(
@@ -38,6 +40,7 @@ _TINY_RM = RmConfig(rows=16, warmup=2)
 R1_PRESETS: dict[str, R1Config] = {
     "cpu": R1Config(
         world=WIDE,
+        crawl=CrawlConfig(pages=880_000),
         pretrain=PretrainConfig(tokens=56_000_000),
         zero=_RL,
         cold_start=ColdStartConfig(examples=900),
@@ -55,6 +58,7 @@ R1_PRESETS: dict[str, R1Config] = {
         vocab_size=640,
         tokenizer_pages=2000,
         world=WIDE,
+        crawl=CrawlConfig(pages=3000, rubbish=CrawlKnobs(contaminated=0.002, dump=1500)),
         pretrain=PretrainConfig(
             tokens=400_000, rows=16, context=128, warmup=10, log_every=10, eval_every=150, save_every=50
         ),
@@ -84,6 +88,7 @@ R1_PRESETS: dict[str, R1Config] = {
         model="12M",
         vocab_size=4096,
         world=WIDE,
+        crawl=CrawlConfig(pages=6_000_000),
         pretrain=PretrainConfig(tokens=400_000_000, rows=256, context=256, warmup=200, save_every=500),
         zero=GrpoConfig(steps=200, problems=128, lr=1e-4),
         reasoning=GrpoConfig(steps=200, problems=128, lr=1e-4),

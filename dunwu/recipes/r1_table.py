@@ -18,6 +18,7 @@ from dunwu.model.hf import load_model
 from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
+from dunwu.recipes.r1_crawl import SCORES
 from dunwu.recipes.r1_data import COUNTS
 from dunwu.recipes.r1_tasks import frame_of, general_task, reasoning_parts, tasks_key
 from dunwu.recipes.rm import CALIBRATION
@@ -206,6 +207,7 @@ def _record(
         "rejection": _read(evidence["rejection"], COUNTS),
         "judge": _read(evidence["preferences"], COUNTS),
         "cold_start": _read(evidence["cold-start"], COUNTS),
+        "cleaning": _read(evidence["cleaning"], SCORES) if "cleaning" in evidence else {},
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from dunwu.data.shards import PackedShards, ShardWriter
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer, train_from_texts
+from dunwu.data.web.records import read_records
 from dunwu.log import Progress, Run
 from dunwu.model.hf import save_model
 from dunwu.model.runtime import COMPUTED, resolve_device
@@ -37,6 +38,8 @@ from dunwu.types import DunwuError, SamplingParams, Task
 from dunwu.world.knobs import Knobs
 from dunwu.world.web import pages
 
+BUILD = "build"
+"""Sub-folder of a stage's artifact that `dunwu data build` made."""
 VALID_TOKENS = 60_000
 """Held-out tokens per kind of page."""
 
@@ -82,24 +85,26 @@ def base_seed(run_seed: int, config: PagesConfig) -> int:
     return run_seed if config.base_seed < 0 else config.base_seed
 
 
-def texts(config: PagesConfig, seed: int) -> Iterator[str]:
-    """The training pages' text, endless."""
-    return (page.text for page in pages(config.world, seed))
+def texts(config: PagesConfig, seed: int, cleaned: Artifact | None = None) -> Iterator[str]:
+    """The training pages' text: the world's as they are, endless; or what the pipeline left of their crawl."""
+    if cleaned is None:
+        return (page.text for page in pages(config.world, seed))
+    return (record["text"] for record in read_records(cleaned.path / BUILD))
 
 
-def tokenizer(run: Run, config: PagesConfig, seed: int) -> Artifact:
+def tokenizer(run: Run, config: PagesConfig, seed: int, cleaned: Artifact | None = None) -> Artifact:
     """Train the tokenizer on a stated number of pages."""
 
     def build(work: Path) -> dict[str, object]:
-        trained = train_from_texts(islice(texts(config, seed), config.tokenizer_pages), config.vocab_size)
+        trained = train_from_texts(islice(texts(config, seed, cleaned), config.tokenizer_pages), config.vocab_size)
         trained.save(work)
         return {"vocab_size": trained.vocab_size}
 
     settings = {"world": config.world, "pages": config.tokenizer_pages, "vocab_size": config.vocab_size, "seed": seed}
-    return run.stage("tokenizer", build, settings)
+    return run.stage("tokenizer", build, settings, [cleaned] if cleaned else [])
 
 
-def shards(run: Run, config: PagesConfig, seed: int, vocabulary: Artifact) -> Artifact:
+def shards(run: Run, config: PagesConfig, seed: int, vocabulary: Artifact, cleaned: Artifact | None = None) -> Artifact:
     """Pages to token shards: `train`, and `valid/DOMAIN` from problems no training page shows."""
     wanted = config.pretrain.tokens
 
@@ -108,18 +113,21 @@ def shards(run: Run, config: PagesConfig, seed: int, vocabulary: Artifact) -> Ar
         for name in ("train", "valid"):
             shutil.rmtree(work / name, ignore_errors=True)
         writer = ShardWriter(work / "train", encoder.vocab_size, encoder.end_id)
-        stream = texts(config, seed)
+        stream = texts(config, seed, cleaned)
         # Windows leave a remainder at each shard's end; a little more than asked keeps one epoch whole.
         with Progress(wanted, "pages to tokens", "tokens") as progress:
             while writer.tokens < wanted * 1.02 + 4 * config.pretrain.context:
-                writer.add(encoder.encode_batch(list(islice(stream, 2000))))
+                batch = list(islice(stream, 2000))
+                if not batch:  # a crawl ends; training then begins anew with its first pages
+                    break
+                writer.add(encoder.encode_batch(batch))
                 progress.update(min(wanted, writer.tokens))
         index = writer.close()
         domains = _write_validation(work / "valid", config, seed, encoder)
         return {"tokens": sum(index["shards"]), "pages": index["documents"], "domains": ", ".join(domains)}
 
     settings = {"world": config.world, "tokens": wanted, "context": config.pretrain.context, "seed": seed}
-    return run.stage("shards", build, settings, [vocabulary])
+    return run.stage("shards", build, settings, [vocabulary, *([cleaned] if cleaned else [])])
 
 
 def _write_validation(folder: Path, config: PagesConfig, seed: int, encoder: Tokenizer) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from dunwu.train.advantages import StdNormalize
@@ -20,9 +21,31 @@ def check_rate(lr: float) -> None:
         raise UsageError(f"lr is {lr}", "use 0 or more")
 
 
+def _check_context_steps(steps: tuple[tuple[int, float], ...], last: int) -> None:
+    """Raise UsageError unless contexts grow by whole factors up to the last and their shares make one."""
+    if not steps:
+        return
+    contexts, shares = [context for context, _ in steps], [share for _, share in steps]
+    shown = " ".join(map(str, contexts))
+    if min(contexts) < 1 or any(b % a or b == a for a, b in pairwise(contexts)):
+        raise UsageError(
+            f"context_steps {shown} do not grow by whole factors", "let each divide the next, e.g. 64 128 256"
+        )
+    if contexts[-1] != last:
+        raise UsageError(
+            f"context_steps end with {contexts[-1]}, the context is {last}", "let them end with the context"
+        )
+    if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise UsageError(f"the shares of context_steps sum to {sum(shares):g}", "give shares above 0 that sum to 1")
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Next-token training on packed shards."""
+    """Next-token training on packed shards.
+
+    With `context_steps` the context grows by whole factors. An update sees the same tokens as without, cut into shorter
+    windows (sequence length warmup: Li et al. 2022, "The Stability-Efficiency Dilemma", section 4).
+    """
 
     tokens: int = 24_000_000
     """Training tokens in all; the data repeats in new orders if it is shorter."""
@@ -54,14 +77,35 @@ class PretrainConfig:
     """Updates between held-out losses and sample texts."""
     save_every: int = 200
     """Updates between checkpoints."""
+    context_steps: tuple[tuple[int, float], ...] = ()
+    """Growing context: pairs of context and share of the updates, e.g. 64 0.5 128 0.3 256 0.2; the last is `context`."""
 
     @property
     def steps(self) -> int:
         """Updates in all."""
         return max(1, self.tokens // (self.rows * self.context))
 
+    @property
+    def context_borders(self) -> list[tuple[int, int]]:
+        """(first update, context) of every step of a growing context; updates count from 0.
+
+        Example:
+            >>> PretrainConfig(tokens=100 * 4 * 64, rows=4, context=64, context_steps=((16, 0.5), (64, 0.5))).context_borders
+            [(0, 16), (50, 64)]
+        """
+        found, before = [], 0.0
+        for context, share in self.context_steps:
+            found.append((round(self.steps * before), context))
+            before += share
+        return found or [(0, self.context)]
+
+    def context_at(self, step: int) -> int:
+        """Tokens of a window in update `step`, the first being 0."""
+        return next(context for first, context in reversed(self.context_borders) if step >= first)
+
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work."""
+        _check_context_steps(self.context_steps, self.context)
         if min(self.tokens, self.rows, self.context, self.log_every, self.eval_every, self.save_every) < 1:
             raise UsageError("tokens, rows, context and the every-counts begin at 1", "raise the one below 1")
         check_rate(self.lr)

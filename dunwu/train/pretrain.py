@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,27 @@ from dunwu.train.optim import MasterAdamW, learning_rate
 from dunwu.train.steps import TrainStep, check_finite
 
 
+class Windows(Protocol):
+    """Where batches come from: `PackedShards` or `MixedShards`."""
+
+    def batch(self, step: int, rows: int) -> NDArray[np.int64]:
+        """(rows, T + 1) ids, a function of the step alone."""
+        ...
+
+
+def cut_windows(ids_BT: NDArray[np.int64], context: int) -> NDArray[np.int64]:
+    """(B·T/context, context + 1): the same windows in shorter ones, each token predicted once as before.
+
+    Example:
+        >>> cut_windows(np.arange(5)[None], 2).tolist()
+        [[0, 1, 2], [2, 3, 4]]
+    """
+    if ids_BT.shape[1] == context + 1:
+        return ids_BT
+    starts = range(0, ids_BT.shape[1] - 1, context)
+    return np.stack([ids_BT[:, start : start + context + 1] for start in starts], axis=1).reshape(-1, context + 1)
+
+
 def next_token_loss(model: Transformer, ids_BT: Tensor) -> Tensor:
     """Mean cross-entropy in nats of ids[:, 1:] given what stands before; logits in fp32."""
     hidden = model.hidden(ids_BT[:, :-1])
@@ -36,7 +58,7 @@ def next_token_loss(model: Transformer, ids_BT: Tensor) -> Tensor:
 def pretrain(
     model: Transformer,
     optimizer: MasterAdamW,
-    shards: PackedShards,
+    shards: Windows,
     config: PretrainConfig,
     start: int = 0,
     folder: Path | None = None,
@@ -47,6 +69,7 @@ def pretrain(
     restores model and optimizer and passes `start` continues bit for bit.
 
     Args:
+        shards: windows of `config.context` tokens; while the context grows they are cut into shorter ones.
         folder: where an offending batch is saved if the loss or gradient goes bad.
     """
     device = model.head_weight.device
@@ -54,7 +77,7 @@ def pretrain(
     model.train()
     for step in range(start, config.steps):
         began = time.perf_counter()
-        ids_BT = torch.from_numpy(shards.batch(step, config.rows)).to(device)
+        ids_BT = torch.from_numpy(cut_windows(shards.batch(step, config.rows), config.context_at(step))).to(device)
         torch.manual_seed(step)  # dropout is the only user of the global generator
         loss = next_token_loss(model, ids_BT)
         check = partial(check_finite, step=step + 1, batch=ids_BT.tolist(), folder=folder)
@@ -70,7 +93,8 @@ def pretrain(
                 "pretrain/grad_norm": norm,
                 "pretrain/tokens": float((step + 1) * config.rows * config.context),
                 "pretrain/tokens_per_second": config.rows * config.context / (time.perf_counter() - began),
-            },
+            }
+            | ({"pretrain/context": float(config.context_at(step))} if config.context_steps else {}),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Killed, run_recipe, stage, status, timeless_metrics
+import zstandard
+from tiny_runs import Killed, run_recipe, stage, status, timeless_metrics, weights
 
-from dunwu.data.shards import TokenFolder
+from dunwu.data.shards import ShardWriter, TokenFolder
 from dunwu.data.tokenizer import load_tokenizer, train_from_texts
-from dunwu.log import read_metrics
+from dunwu.eval.report import write_report
+from dunwu.log import read_json, read_metrics
 from dunwu.model.hf import load_model
 from dunwu.recipes import pretraining
-from dunwu.recipes.configs import PRETRAIN_PRESETS, PretrainRunConfig
+from dunwu.recipes.configs import PRETRAIN_PRESETS, InContextConfig, PretrainRunConfig
 from dunwu.train.config import PretrainConfig
 from dunwu.types import DunwuError, UsageError
 
@@ -30,6 +32,7 @@ SMALL = PretrainRunConfig(
         tokens=30 * 128, rows=4, context=32, warmup=3, lr=1e-2, dropout=0.1, log_every=5, eval_every=10, save_every=4
     ),
     curve_tokens=500,
+    in_context=InContextConfig(windows=20, shots=(0, 2), problems=10),
     device="cpu",
 )
 
@@ -118,8 +121,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
     monkeypatch.setattr(pretraining, "pretrain", real)
     resumed = train(tmp_path / "killed", config)
     bases = [stage(run, "base") for run in (whole, resumed)]
-    weights = [load_model(base.path / "model").state_dict() for base in bases]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    made = [load_model(base.path / "model").state_dict() for base in bases]
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
     texts = [(base.path / "samples.txt").read_text("utf-8") for base in bases]
     assert texts[0] == texts[1]
     figures = [{k: v for k, v in base.meta["metrics"].items() if k != "tokens_per_second"} for base in bases]
@@ -146,6 +149,119 @@ def test_a_tokenizer_of_ones_own(tmp_path: Path, book: Path) -> None:
     run = train(tmp_path, replace(SMALL, data=(str(book),), tokenizer=str(tmp_path / "mine")))
     mine, used = (load_tokenizer(folder) for folder in (tmp_path / "mine", stage(run, "base").path / "model"))
     assert used.vocab_size == 310 and used.encode("the king weeps") == mine.encode("the king weeps")
+
+
+NEW = {"context_steps"}
+"""Settings that came after results were recorded."""
+
+
+def test_settings_that_came_later_leave_old_results_found(tmp_path: Path, book: Path) -> None:
+    """A setting at its default is not in a key: what was made before it existed is found again."""
+    run = train(tmp_path, replace(SMALL, data=(str(book),)))
+    key = read_json(run.dir / "stages" / "base.json")["config"]
+    assert key.keys() == {"model", "pretrain", "seed", "dtype", "curve_tokens"}
+    assert key["pretrain"].keys() == {field.name for field in fields(PretrainConfig)} - {"save_every"} - NEW
+    assert read_json(run.dir / "stages" / "shards.json")["config"].keys() == {"files", "held_out"}
+    assert read_json(run.dir / "stages" / "tokenizer.json")["config"].keys() == {
+        "vocab_size",
+        "bytes",
+        "files",
+        "held_out",
+    }
+
+
+@pytest.fixture
+def crawl(tmp_path: Path, book: Path) -> Path:
+    """A folder with records and shards, the tokenizer of the shards beside them."""
+    folder = tmp_path / "crawl"
+    tokenizer = train_from_texts(sentences(100), 300)
+    tokenizer.save(folder / "tokenizer")
+    writer = ShardWriter(folder / "shards", 300, tokenizer.end_id)
+    writer.add([tokenizer.encode(text) for text in sentences(300, seed=5)])
+    writer.close()
+    text = "".join(json.dumps({"text": text}) + "\n" for text in sentences(200, seed=6))
+    (folder / "records").mkdir()
+    (folder / "records" / "0.jsonl.zst").write_bytes(zstandard.compress(text.encode()))
+    return folder
+
+
+MIXED = replace(SMALL, pretrain=replace(SMALL.pretrain, context_steps=((8, 0.5), (32, 0.5))))
+
+
+def test_a_mixture_of_a_book_records_and_shards(tmp_path: Path, book: Path, crawl: Path) -> None:
+    data = (f"book={book}:2", f"web={crawl}:1", f"more={crawl / 'records'}:1")
+    run = train(tmp_path, replace(MIXED, data=data, in_context=replace(SMALL.in_context, curve=True)))
+    figures, shards = stage(run, "shards").meta["metrics"], stage(run, "shards").path
+    assert {path.name for path in (shards / "train").iterdir()} == {
+        "book",
+        "more",
+    }  # the crawl's shards are read where they are
+    held_out = TokenFolder(shards / "held-out" / "web")
+    there = TokenFolder(crawl / "shards")
+    assert figures["tokens/web"] + held_out.tokens == there.tokens
+    assert held_out.read(0, 9999).tolist() == there.read(figures["tokens/web"], 9999).tolist()
+    encoder = load_tokenizer(stage(run, "base").path / "model")
+    assert (encoder.end_id == there.read(figures["tokens/web"] - 1, 1)).all()
+    lines = [line for line in read_metrics(run.dir) if line["stage"] == "base"]
+    assert [line["pretrain/context"] for line in lines] == [8, 8, 8, 32, 32, 32]
+    assert {f"pretrain/valid_loss/{name}" for name in ("book", "web", "more")} <= lines[-1].keys()
+    epochs = {name: lines[-1][f"pretrain/epochs/{name}"] for name in ("book", "web", "more")}
+    sizes = {"book": TokenFolder(shards / "train" / "book").tokens, "web": figures["tokens/web"]}
+    assert epochs["book"] * sizes["book"] / (epochs["web"] * sizes["web"]) == pytest.approx(
+        2, rel=0.2
+    )  # and windows' slack
+    assert {"in_context/score", "in_context/accuracy/symbols/2", "in_context/loss/32"} <= lines[-1].keys()
+    found = read_json(run.dir / "evidence.json")["in_context"]
+    assert found["borders"] == [[0, 8], [15, 32]]
+    assert found["loss"]["bins"][-1][1] == 32 and [p["shots"] for p in found["few_shot"]["sums"]] == [0, 2]
+    assert "Loss by position" in write_report(run.dir).read_text("utf-8")
+
+
+def test_a_killed_mixture_resumes_to_the_same_bits(
+    tmp_path: Path, book: Path, crawl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(MIXED, data=(str(book), str(crawl)), temperature=2.0, epochs=5.0)
+    whole = train(tmp_path / "whole", config)
+    real = pretraining.pretrain
+
+    def dying(*args: Any) -> Iterator[Any]:
+        for step in real(*args):
+            yield step
+            if step.n == 15:  # where the context grows
+                raise Killed
+
+    monkeypatch.setattr(pretraining, "pretrain", dying)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", config)
+    monkeypatch.setattr(pretraining, "pretrain", real)
+    resumed = train(tmp_path / "killed", config)
+    assert weights(whole, "base") == weights(resumed, "base")
+    assert timeless_metrics(whole) == timeless_metrics(resumed)
+
+
+def test_what_a_mixture_cannot_give_is_told_before_training(tmp_path: Path, book: Path, crawl: Path) -> None:
+    with pytest.raises(DunwuError, match="the sources end after"):
+        train(tmp_path, replace(MIXED, data=(str(book),), epochs=0.1))
+    with pytest.raises(UsageError, match="has no weight"):
+        train(tmp_path, replace(MIXED, data=(f"{book}:1", str(crawl))), "two")
+    other = tmp_path / "other"
+    train_from_texts(sentences(50, seed=9), 290).save(other / "tokenizer")
+    writer = ShardWriter(other / "shards", 290, end_id=0)
+    writer.add([[5] * 400] * 3)
+    writer.close()
+    with pytest.raises(UsageError, match="use one tokenizer"):
+        train(tmp_path, replace(MIXED, data=(str(crawl), str(other))), "three")
+
+
+def test_a_mixture_is_not_one_text(tmp_path: Path, book: Path) -> None:
+    """Weights, temperature and caps make another base; the same again is found."""
+    plain = replace(SMALL, data=(str(book),))
+    runs = [train(tmp_path, replace(plain, **more), f"run{n}") for n, more in enumerate(CHANGES)]
+    assert len({stage(run, "base").key for run in runs}) == len(runs)
+    assert len({stage(run, "shards").key for run in runs}) == 2
+
+
+CHANGES: list[dict[str, Any]] = [{}, {"epochs": 9.0}, {"temperature": 2.0}]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +297,12 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, name: str, content: byte
         {"pretrain": PretrainConfig(rows=0)},
         {"pretrain": PretrainConfig(lr=-1e-3)},
         {"curve_tokens": 0},
+        {"temperature": 0.0},
+        {"epochs": -1.0},
+        {"in_context": InContextConfig(shots=())},
+        {"in_context": InContextConfig(windows=-1)},
+        {"in_context": InContextConfig(tasks=("riddles",))},
+        {"pretrain": PretrainConfig(context_steps=((100, 0.5), (256, 0.5)))},
     ],
 )
 def test_settings_that_cannot_work(tmp_path: Path, book: Path, change: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ from dunwu.model.transformer import Block, Transformer
 from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
 from dunwu.train.config import PretrainConfig
 from dunwu.train.optim import MasterAdamW
-from dunwu.train.pretrain import HeldOutText, held_out_loss, held_out_text, next_token_loss, pretrain
-from dunwu.types import DunwuError
+from dunwu.train.pretrain import HeldOutText, cut_windows, held_out_loss, held_out_text, next_token_loss, pretrain
+from dunwu.types import DunwuError, UsageError
 
 SHAPE = ModelConfig(vocab_size=40, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48)
 CONFIG = PretrainConfig(tokens=12 * 64, rows=4, context=16, warmup=2, lr=1e-2)
@@ -70,6 +70,86 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert all(torch.equal(t, resumed.state()[name]) for name, t in optimizer.state().items())
     for name, weights in model.state_dict().items():
         assert torch.equal(weights, second.state_dict()[name])
+
+
+GROWING = replace(CONFIG, context_steps=((4, 0.25), (8, 0.25), (16, 0.5)))
+"""Contexts 4, 8 and 16 in updates 0-2, 3-5 and 6-11."""
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5, 6, 9])
+def test_a_growing_context_resumes_to_the_same_bits(tmp_path: Path, shards: PackedShards, stop: int) -> None:
+    """Stopped inside a step of the context and at its borders."""
+    config = replace(GROWING, dropout=0.2)
+    model, optimizer = fresh()
+    seen = [
+        (step.metrics["pretrain/context"], step.metrics["pretrain/loss"])
+        for step in pretrain(model, optimizer, shards, config)
+    ]
+    assert [context for context, _ in seen] == [4.0] * 3 + [8.0] * 3 + [16.0] * 6
+    first, killed = fresh()
+    for step in pretrain(first, killed, shards, config):
+        if step.n == stop:
+            save_checkpoint(tmp_path, killed.state(), {"step": step.n, "version": killed.version})
+            break
+    second, resumed = fresh(seed=3)
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    resumed.load(found[0], found[1]["version"])
+    after = [
+        (s.metrics["pretrain/context"], s.metrics["pretrain/loss"])
+        for s in pretrain(second, resumed, shards, config, stop)
+    ]
+    assert after == seen[stop:]
+    assert all(torch.equal(weights, second.state_dict()[name]) for name, weights in model.state_dict().items())
+
+
+def test_a_shorter_context_sees_the_same_tokens(shards: PackedShards) -> None:
+    """An update predicts each of its tokens once, whatever the context, from at most so many before it."""
+    model, optimizer = fresh()
+    whole = shards.batch(0, CONFIG.rows)
+    cut = cut_windows(whole, 4)
+    assert cut.shape == (CONFIG.rows * 4, 5)
+    assert np.array_equal(cut[:, 1:].reshape(CONFIG.rows, -1), whole[:, 1:])
+    assert np.array_equal(cut[:, :-1].reshape(CONFIG.rows, -1), whole[:, :-1])
+    assert cut_windows(whole, CONFIG.context) is whole
+    with torch.no_grad():
+        by_hand = [float(next_token_loss(model, torch.from_numpy(row[None]))) for row in cut]
+    step = next(pretrain(model, optimizer, shards, GROWING))
+    assert step.metrics["pretrain/loss"] == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-5)
+    assert step.metrics["pretrain/tokens"] == CONFIG.rows * CONFIG.context
+
+
+def test_one_step_of_context_is_no_growth(shards: PackedShards) -> None:
+    losses = []
+    for config in (CONFIG, replace(CONFIG, context_steps=((16, 1.0),))):
+        model, optimizer = fresh()
+        losses.append([step.metrics["pretrain/loss"] for step in pretrain(model, optimizer, shards, config)])
+    assert losses[0] == losses[1]
+
+
+def test_the_learning_rate_runs_over_all_contexts(shards: PackedShards) -> None:
+    rates = []
+    for config in (CONFIG, GROWING):
+        model, optimizer = fresh()
+        rates.append([step.metrics["pretrain/lr"] for step in pretrain(model, optimizer, shards, config)])
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        (((4, 0.5), (12, 0.3), (16, 0.2)), "whole factors"),
+        (((8, 0.5), (8, 0.2), (16, 0.3)), "whole factors"),
+        (((0, 0.5), (16, 0.5)), "whole factors"),
+        (((4, 0.5), (8, 0.5)), "end with 8, the context is 16"),
+        (((4, 0.5), (16, 0.4)), "sum to 0.9"),
+        (((4, -0.5), (16, 1.5)), "above 0"),
+    ],
+)
+def test_contexts_that_cannot_grow(steps: tuple[tuple[int, float], ...], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        replace(CONFIG, context_steps=steps).validate()
+    assert says in str(caught.value)
 
 
 def test_the_loss_falls(shards: PackedShards) -> None:

@@ -1,0 +1,92 @@
+"""A build killed with SIGKILL, at moments spread over all its phases, and started again ends with the same records."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dunwu.data.web.engine import build, read_report
+from tests.data.web.test_engine import CONFIG, write_pages
+
+ROOT = Path(__file__).resolve().parents[3]
+MOMENTS = 10
+SCRIPT = """
+import sys
+from pathlib import Path
+from dunwu.data.web.engine import build
+from tests.data.web.test_engine import CONFIG
+if __name__ == "__main__":
+    build([sys.argv[1]], Path(sys.argv[2]), CONFIG, workers=2)
+"""
+
+
+def contents(out):
+    return {file.name: file.read_bytes() for file in sorted((out / "records").iterdir())}
+
+
+def start(source, out):
+    command = [sys.executable, "-c", SCRIPT, str(source), str(out)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def size_of(out):
+    """A clock of the build's own: files it has made so far."""
+    return sum(1 for _ in out.rglob("*")) if out.exists() else 0
+
+
+@pytest.mark.timeout(280)
+def test_ten_kills_change_nothing(tmp_path):
+    source = write_pages(tmp_path / "in", files=4, pages=6)
+    whole = build([source], tmp_path / "whole", CONFIG, workers=1)
+    out, kills = tmp_path / "killed", 0
+    # Each kill comes a few files later than the one before, so that they spread over reading, pairs, clusters and writing.
+    goal = 6
+    while kills < MOMENTS:
+        process = start(source, out)
+        while process.poll() is None and size_of(out) < goal:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            assert process.returncode == 0, process.stderr.read().decode()
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        goal = max(goal + 12, size_of(out) + 5)
+    final = start(source, out)
+    assert final.wait() == 0, final.stderr.read().decode()
+    assert kills == MOMENTS
+    assert read_report(out) == whole
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_killing_the_parent_alone_leaves_no_worker_behind(tmp_path):
+    source = write_pages(tmp_path / "in", files=4, pages=6)
+    out = tmp_path / "out"
+    process = start(source, out)
+    while process.poll() is None and not (out / ".work" / "beats").exists():
+        time.sleep(0.005)
+    group = process.pid
+    process.kill()
+    process.wait()
+    for _ in range(400):
+        if not alive(group):
+            break
+        time.sleep(0.05)
+    assert not alive(group)
+    assert build([source], out, CONFIG, workers=1)["records"] > 0
+
+
+def alive(group):
+    """Processes of a group that are not zombies."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout.split("\n")
+    return [line for line in found if line.split()[:1] == [str(group)] and "Z" not in line.split()[1]]
+
+
+def test_settings_that_do_not_change_records_are_not_in_the_plan(tmp_path):
+    source = write_pages(tmp_path / "in", files=2, pages=3)
+    report = build([source], tmp_path / "out", CONFIG, workers=2)
+    assert build([source], tmp_path / "out", CONFIG, workers=1) == report
