@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code they lie beside, installed or not
 
+import blocks_data  # noqa: E402
 import blocks_r1  # noqa: E402
 import blocks_results  # noqa: E402
 import blocks_speed  # noqa: E402
@@ -59,6 +60,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "measured": blocks_results.measured_table,
     "settings": blocks_results.settings_table,
     "records": blocks_results.records_table,
+    "data": blocks_data.data,
     "doors": blocks_results.doors,
     "speed": blocks_speed.speed,
     "world-knobs": blocks_world.knobs_table,

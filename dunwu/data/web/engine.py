@@ -96,6 +96,7 @@ def build(
     with exclusive_lock(out / ".lock", f"the build in {out}", wait=False):
         _check_plan(out, plan)
         if (out / REPORT).is_file():
+            shutil.rmtree(out / WORK, ignore_errors=True)  # a cluster's build ends without us
             return read_report(out)
         phases = make_phases(groups, out, config, format)
         if executor == "slurm":
