@@ -9,6 +9,7 @@ data), so its numbers per word are divided by 1.6, and lengths in words multipli
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from dunwu.data.web.words import SPACELESS
 from dunwu.data.web.words_tables import SENTENCE_ENDS
@@ -238,6 +239,7 @@ def limits(language: str) -> Limits:
     return known.get(base, UNSPACED if base in SPACELESS else OTHER)
 
 
+@lru_cache(maxsize=64)
 def world(language: str) -> Limits:
     """For the generated web: its good pages have 10 to 130 words, half of them sums, so limits of length, letters, stop words
     and line ends are off, and a top n-gram says nothing; what looks for spam stays. On 10,364 world pages and 2,380 pages

@@ -30,7 +30,7 @@ def counter(name: str) -> Callable[[str], Sequence[int]]:
     """The encoder for counting: special text in a page is text."""
     from dunwu.data.encoding import fast_encoder
 
-    return fast_encoder(open_tokenizer(name))
+    return fast_encoder(open_tokenizer(name), "tags")
 
 
 class TokenWriter:
