@@ -67,7 +67,7 @@ def _real(results: Results) -> str:
 
 
 def _memory(results: Results) -> str:
-    record = results.read("bench-data")
+    record = results.read("data-memory")
     if record is None:
         return ""
     peaks = record["result"]["memory"]

@@ -32,8 +32,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
         """As in argparse; flags are remembered."""
-        self.flags += [name for name in names if name.startswith("--")]
-        return super().add_argument(*names, **settings)
+        action = super().add_argument(*names, **settings)
+        self.flags += [name for name in action.option_strings if name.startswith("--")]  # also the --no-… of a switch
+        return action
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.removeprefix('dunwu ')}: {message}", f"see {self.prog} --help")
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        again = "; the same command resumes" if words[:1] == ["run"] else ""
+        again = "; the same command resumes" if words[:1] == ["run"] or words[:2] == ["data", "build"] else ""
         return _fail(f"interrupted{again}", 130, words)
     except DunwuError as error:
         return _fail(str(error), error.exit_code, words)

@@ -1,8 +1,9 @@
 """What the data pipeline does on real files, as one JSON object. Not collected by pytest: it takes minutes.
 
     python tests/data_figures.py [--texts 5000] > FILE
+    python tests/data_figures.py --memory 10 100 1000 > FILE
 
-Needs ../shared/data, trafilatura and datatrove's word splitters (the extra `dev`). It has the extraction's F1 on the
+The second shows the peak memory of whole builds by the size of their input. The first needs ../shared/data, trafilatura and datatrove's word splitters (the extra `dev`); it has the extraction's F1 on the
 benchmark's 48 pages, what each crawl archive gives, a whole build of all of them, and how many of so many texts
 get datatrove's own verdict from each filter.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +77,49 @@ def parity(count: int) -> dict[str, Any]:
     return {"texts": count, "equal": dict(equal), "verdicts": dict(reasons.most_common())}
 
 
+_PEAK = """
+import json, resource, sys
+from pathlib import Path
+from dunwu.data.web.config import BuildConfig
+from dunwu.data.web.engine import build
+if __name__ == "__main__":
+    report = build([sys.argv[1]], Path(sys.argv[2]), BuildConfig(tokenizer="", isolate=False), workers=1)
+    print(json.dumps([report["pages"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def memory(folder: Path, megabytes: Sequence[int]) -> dict[str, Any]:
+    """Peak memory of a whole build of JSONL input of so many megabytes, one worker, everything in one process."""
+    from dunwu.bench.data import documents
+
+    peaks = {}
+    for size in megabytes:
+        source = folder / f"{size}.jsonl"
+        with open(source, "w", encoding="utf-8") as file:
+            for number, text in enumerate(documents(size)):
+                file.write(json.dumps({"text": text, "id": str(number)}) + "\n")
+                if file.tell() > size * 1_000_000:
+                    break
+        command = [sys.executable, "-c", _PEAK, str(source), str(folder / f"memory{size}")]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        count, peak = json.loads(done.stdout.splitlines()[-1])
+        peaks[str(size)] = {"pages": count, "peak_mb": round(peak)}
+        source.unlink()
+    return peaks
+
+
 def main() -> None:
     """Print everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--texts", type=int, default=5000)
+    parser.add_argument(
+        "--memory", type=int, nargs="*", metavar="MB", help="peak memory of builds of so much input, nothing else"
+    )
     args = parser.parse_args()
+    if args.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps({"memory": memory(Path(folder), args.memory)}, indent=1))
+        return
     found = {"extraction": extraction(), "archives": archives(), "build": whole_build(), "parity": parity(args.texts)}
     print(json.dumps(found, ensure_ascii=False, indent=1))
 

@@ -39,7 +39,7 @@ BENCHMARKS: dict[str, str] = {
     "rollout": "tokens/s of sampling; peers: transformers generate, llama.cpp's server",
     "train": "tokens/s and share of the GEMM limit of pretraining, SFT and the GRPO update; peer: transformers' Trainer",
     "grpo": "a whole GRPO step of 512 samples, and how its cost grows; peer: TRL's GRPOTrainer",
-    "data": "web pages to records: MinHash, filters, extraction, the whole pipeline, memory; peer: datatrove",
+    "data": "web pages to records: MinHash, filters, extraction, the whole pipeline; peer: datatrove",
     "verify": "lines/s of the verifiers",
     "tokenize": "MB/s of encoding, and lines/s of decoding",
     "tokenizer": "seconds and memory of training a tokenizer; MB/s of encoding; peers: tokenizers, tiktoken",

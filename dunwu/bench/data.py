@@ -1,4 +1,4 @@
-"""Web pages to records: MinHash, filters, extraction and the whole pipeline beside datatrove's own steps, and memory.
+"""Web pages to records: MinHash, filters, extraction and the whole pipeline beside datatrove's own steps.
 
 Both sides see the same documents in the same process (the whole pipelines: in processes of one worker each). datatrove's
 language filter is left out on its side: it wants a model from the network, and a package that excludes ours.
@@ -32,7 +32,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def bench_data(config: BenchConfig) -> dict[str, Any]:
-    """Documents/s and pages/s on one core; the whole pipeline; peak memory by size of the input."""
+    """Documents/s and pages/s on one core, and the whole pipeline."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     count = 40 if config.quick else 1500
     texts = list(itertools.islice(documents(config.seed), count))
@@ -45,10 +45,9 @@ def bench_data(config: BenchConfig) -> dict[str, Any]:
     ]
     with tempfile.TemporaryDirectory() as folder:
         rows.append(_pipelines(Path(folder), config, peers))
-        memory = _memory(Path(folder), (1, 2) if config.quick else (10, 100, 1000))
     names = ("datatrove", "trafilatura", "resiliparse", "spacy")
     versions = {name: version(name) for name in names if importlib.util.find_spec(name)}
-    return {"unit": "documents/s", "rows": rows, "memory": memory, "missing": missing, "versions": versions}
+    return {"unit": "documents/s", "rows": rows, "missing": missing, "versions": versions}
 
 
 def documents(seed: int) -> Iterator[str]:
@@ -209,6 +208,7 @@ def _pipelines(folder: Path, config: BenchConfig, peers: bool) -> dict[str, Any]
 _OURS = """
 import sys
 from pathlib import Path
+from dunwu.data.web.config import BuildConfig
 from dunwu.data.web.engine import build
 if __name__ == "__main__":
     build([sys.argv[1]], Path(sys.argv[2]), BuildConfig(tokenizer=""), workers=1)
@@ -236,32 +236,6 @@ if __name__ == "__main__":
     run("three", [MinhashDedupCluster(f"{out}/pairs", f"{out}/drop")])
     run("four", [JsonlReader(f"{out}/clean"), MinhashDedupFilter(f"{out}/drop"), PIIFormatter(), JsonlWriter(f"{out}/records")])
 """
-_PEAK = """
-import json, resource, sys
-from pathlib import Path
-from dunwu.data.web.engine import build
-if __name__ == "__main__":
-    report = build([sys.argv[1]], Path(sys.argv[2]), BuildConfig(tokenizer="", isolate=False), workers=1)
-    print(json.dumps([report["pages"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
-"""
-
-
-def _memory(folder: Path, megabytes: tuple[int, ...]) -> dict[str, Any]:
-    """Peak memory of a whole build of JSONL input of so many megabytes, one worker, everything in one process."""
-    peaks = {}
-    for size in megabytes:
-        source = folder / f"{size}.jsonl"
-        with open(source, "w", encoding="utf-8") as file:
-            for number, text in enumerate(documents(size)):
-                file.write(json.dumps({"text": text, "id": str(number)}) + "\n")
-                if file.tell() > size * 1_000_000:
-                    break
-        command = [sys.executable, "-c", _PEAK, str(source), str(folder / f"memory{size}")]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        count, peak = json.loads(done.stdout.splitlines()[-1])
-        peaks[str(size)] = {"pages": count, "peak_mb": round(peak)}
-        source.unlink()
-    return peaks
 
 
 def _missing_peers(config: BenchConfig) -> dict[str, str]:

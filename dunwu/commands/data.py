@@ -56,7 +56,7 @@ BUILD = Command(
         arg("--format", choices=("jsonl", "parquet"), default="jsonl", help="of the records (jsonl, packed with zstd)"),
         arg("--workers", type=int, default=0, metavar="N", help="tasks at the same time (one per core)"),
         arg("--executor", choices=("local", "ray", "slurm"), default="local", help="datatrove's executor (local)"),
-        arg("--dump", metavar="NAME", help="name of the crawl, for files that do not say it"),
+        arg("--dump", metavar="NAME", help="name of the crawl for all pages (as files say)"),
         arg(
             "--extraction",
             choices=("quality", "fast"),

@@ -64,10 +64,9 @@ def _others(scores: Mapping[str, Any]) -> str:
 
 
 def _examples(scores: Mapping[str, Any]) -> str:
-    rows = [
-        [safe(str(value)) for name, value in example.items() if name != "id"] for example in scores.get("examples", [])
-    ]
-    heads = [name for name in (scores.get("examples") or [{}])[0] if name != "id"]
+    examples = scores.get("examples", [])
+    heads = list(dict.fromkeys(name for example in examples for name in example if name != "id"))
+    rows = [[safe(str(example.get(name, ""))) for name in heads] for example in examples]
     return folded("errors to look at", table(list(map(safe, heads)), rows)) if rows else ""
 
 

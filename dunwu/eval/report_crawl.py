@@ -75,7 +75,7 @@ def _funnel(report: Mapping[str, Any]) -> str:
     return _bars(rows, report["pages"])
 
 
-def _bars(rows: Sequence[tuple[str, int, int]], whole: int) -> str:
+def _bars(rows: Sequence[tuple[str, int, int]], whole: int, title: str = "Pages left after each step") -> str:
     height, width, label = 24, 560, 190
     parts = []
     for n, (name, left, gone) in enumerate(rows):
@@ -91,7 +91,7 @@ def _bars(rows: Sequence[tuple[str, int, int]], whole: int) -> str:
     total = label + width + 130
     return (
         f'<figure class="wide"><svg viewBox="0 0 {total} {len(rows) * height + 6}" width="{total}" role="img" '
-        f'font-family="system-ui, sans-serif"><title>Pages left after each step</title>{"".join(parts)}</svg></figure>'
+        f'font-family="system-ui, sans-serif"><title>{safe(title)}</title>{"".join(parts)}</svg></figure>'
     )
 
 
@@ -113,7 +113,7 @@ def _reasons(report: Mapping[str, Any]) -> str:
 
 def _sample(sample: Mapping[str, Any]) -> str:
     where = f"<header><span>{safe(sample['url'] or sample['id'])}</span></header>"
-    text = safe(sample["text"]) or '<span class="dim">no text: dropped before extraction</span>'
+    text = safe(sample["text"]) or '<span class="dim">no text</span>'
     return f'<div class="card rowcard">{where}<pre class="text">{text}</pre></div>'
 
 
@@ -136,7 +136,7 @@ def _histograms(report: Mapping[str, Any]) -> str:
             rows = [(f"{int(low):,} to {2 * int(low):,} characters", count, 0) for low, count in counts.items()]
         else:
             rows = [(label, count, 0) for label, count in sorted(counts.items(), key=lambda item: -item[1])]
-        parts.append(f"<h3>{safe(name)}</h3>" + _bars(rows, max(counts.values(), default=1)))
+        parts.append(f"<h3>{safe(name)}</h3>" + _bars(rows, max(counts.values(), default=1), f"Records by {name}"))
     return "".join(parts) or note("Nothing stayed.")
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from dunwu.data.web.config import BuildConfig
-from dunwu.data.web.engine import REPORT, build, read_report
+from dunwu.data.web.engine import PLAN, REPORT, VERSION, build, read_report
 from dunwu.data.web.minhash import MinhashConfig
 from dunwu.data.web.records import read_records
 from dunwu.disk import write_atomically
 from dunwu.eval.cleaning import score_cleaning
 from dunwu.log import Progress, Run
+from dunwu.machine import die_with_parent
 from dunwu.recipes.r1_config import CrawlConfig
 from dunwu.recipes.stages import BUILD
 from dunwu.store import Artifact
@@ -49,7 +50,7 @@ def crawled(run: Run, settings: CrawlConfig, world: Knobs, seed: int) -> Artifac
         done = 0
         with (
             Progress(settings.pages, "crawl", "pages") as progress,
-            ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+            ProcessPoolExecutor(workers, get_context("spawn"), initializer=die_with_parent) as pool,
         ):
             for size in pool.map(_write_dump, jobs):
                 done += size
@@ -73,7 +74,7 @@ def _write_dump(job: tuple[Path, int, int, CrawlConfig, Knobs, int]) -> int:
 
 def _write_exam(work: Path) -> None:
     """The held-out problems that some pages show, as an evaluation file the pipeline is to keep out."""
-    truths = (page for path in sorted((work / TRUTH).iterdir()) for page in read_truth(path))
+    truths = (page for path in sorted((work / TRUTH).glob("[0-9]*.zst")) for page in read_truth(path))
     lines = [json.dumps({"question": page["held_out"]}, ensure_ascii=False) for page in truths if "held_out" in page]
     write_atomically(work / EXAM, "".join(f"{line}\n" for line in lines))
 
@@ -90,10 +91,12 @@ def cleaned(run: Run, settings: CrawlConfig, source: Artifact) -> Artifact:
         write_atomically(lists, "".join(f"{domain}\n" for domain in UNSAFE_DOMAINS))
         exam = source.path / EXAM
         pipeline = pipeline_of(settings, lists, exam if exam.stat().st_size else None)
+        if not (work / BUILD / PLAN).is_file():  # killed while places were forgotten, or not begun
+            shutil.rmtree(work / BUILD, ignore_errors=True)
         report = build([source.path / "warc"], work / BUILD, pipeline)
-        _forget_places(work / BUILD)
         scores = score(source.path, work / BUILD)
         write_atomically(work / SCORES, json.dumps(scores, ensure_ascii=False) + "\n")
+        _forget_places(work / BUILD)
         whole = scores["whole"]
         return {
             "pages": report["pages"],
@@ -101,7 +104,8 @@ def cleaned(run: Run, settings: CrawlConfig, source: Artifact) -> Artifact:
             **{k: v for k, v in whole.items() if "share" in k},
         }
 
-    return run.stage("clean", make, {"crawl": settings}, [source])
+    nowhere = pipeline_of(settings, Path(), Path())
+    return run.stage("clean", make, {"crawl": settings, "pipeline": nowhere}, [source], version=str(VERSION))
 
 
 def _forget_places(built: Path) -> None:
@@ -138,4 +142,4 @@ def pipeline_of(settings: CrawlConfig, blocked: Path, exam: Path | None) -> Buil
 def score(source: Path, built: Path) -> dict[str, Any]:
     """What the pipeline made of a crawl, against its truth."""
     dropped = ((row["id"], row["step"], row["reason"]) for row in read_records(built / "dropped"))
-    return score_cleaning(sorted((source / TRUTH).iterdir()), read_records(built), dropped)
+    return score_cleaning(sorted((source / TRUTH).glob("[0-9]*.zst")), read_records(built), dropped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,7 @@ from dunwu.data.web.minhash import MinhashConfig
 from dunwu.types import UsageError
 
 Executor = Literal["local", "ray", "slurm"]
+_LABEL = re.compile(r"[a-z]{2,3}|zh-Han[st]|mixed")
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class BuildConfig:
     """From crawl files to FineWeb's records. The defaults are FineWeb's recipe, in English and Chinese."""
 
     dump: str = ""
-    """Name of the crawl, for files that do not say it themselves; near-duplicates are looked for within a dump."""
+    """Name of the crawl, for all pages; empty: as files and rows say. Duplicates are looked for within a dump."""
     extraction: Literal["quality", "fast"] = "quality"
     """HTML to text by trafilatura (FineWeb's choice) or by resiliparse (DCLM's, some nine times faster)."""
     isolate: bool = True
@@ -65,6 +67,11 @@ class BuildConfig:
                 f"a page cannot be extracted in {self.page_seconds} s and {self.page_megabytes} MB",
                 "give it time, and at least 128 MB",
             )
+        for label in self.languages:
+            if not _LABEL.fullmatch(label):
+                raise UsageError(
+                    f"{label!r} is no language label", "use en, zh-Hans, zh-Hant, zh, mixed, und, or an ISO 639-1 code"
+                )
         if not 0 <= self.language_score <= 1:
             raise UsageError(f"language_score {self.language_score} is no confidence", "take one between 0 and 1")
         if self.shards and not self.tokenizer:

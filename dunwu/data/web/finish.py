@@ -34,7 +34,7 @@ def finish(out: Path, config: BuildConfig, tasks: int) -> dict[str, Any]:
         "notes": first["notes"],
         "histograms": second["histograms"],
         "samples": first["samples"] + second["samples"],
-        "shown": first["shown"],
+        "shown": second["shown"],
         "config": plain(config),
     }
     if config.shards:

@@ -48,6 +48,7 @@ class Ledger:
         self._beat: Path | None = None
         self._beat_at = 0.0
         self._parent = os.getppid()
+        self._in_pool = False
 
     def begin(self, heartbeat: Path, listed: Path | None = None) -> None:
         """Forget everything; a task begins.
@@ -57,8 +58,10 @@ class Ledger:
         """
         self.__init__()  # type: ignore[misc]
         self._beat = heartbeat
+        self._in_pool = _in_pool()
         self.list = RecordWriter(listed) if listed else None
         heartbeat.parent.mkdir(parents=True, exist_ok=True)
+        self._tell()
 
     def see(self, count: int = 1) -> None:
         """Pages came in."""
@@ -131,11 +134,23 @@ class Ledger:
     def _tick(self) -> None:
         if self._beat is None or time.monotonic() - self._beat_at < _HEARTBEAT:
             return
-        self._beat_at = time.monotonic()
-        if os.getppid() != self._parent:
+        if self._in_pool and os.getppid() != self._parent:
             # The build was killed and somebody may have begun it anew: do not work beside it.
+            os.write(2, b"dunwu: the build was killed; its worker ends\n")
             os._exit(1)
-        self._beat.write_text(f"{self.done_bytes} {self.seen}", encoding="ascii")
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._beat is not None:
+            self._beat_at = time.monotonic()
+            self._beat.write_text(f"{self.done_bytes} {self.seen} {os.getpid()}", encoding="ascii")
+
+
+def _in_pool() -> bool:
+    """Are we a child that an executor made?"""
+    import multiprocess
+
+    return multiprocess.parent_process() is not None
 
 
 def merge(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

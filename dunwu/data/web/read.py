@@ -85,6 +85,8 @@ class Page:
     """As the HTTP header declares it."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Other fields of its row."""
+    named: bool = True
+    """False: `id` is made of the file's stem, which another file may have too."""
     place: int = 0
     """Bytes of the file read when it was found, about."""
 
@@ -176,7 +178,7 @@ def _read_html(path: Path, dump: str | None, tell: OnSkip, limits: Limits) -> It
         tell("page_too_long", f"{path}: more than {limits.page_bytes} bytes")
         return
     name = stem(path)
-    yield Page(f"{name}-0", "", "", dump or dump_in(str(path)) or "unknown", str(path), content, "html")
+    yield Page(f"{name}-0", "", "", dump or dump_in(str(path)) or "unknown", str(path), content, "html", named=False)
 
 
 def stem(path: Path) -> str:

@@ -113,6 +113,7 @@ def _page(row: Any, path: Path, dump: str | None, number: int, at: str, tell: On
         content=clean(content) if isinstance(content, str) else content,
         kind="text" if kind == "text" else "html",
         metadata=metadata,
+        named=bool(_text(row, "id")),
     )
 
 

@@ -284,6 +284,7 @@ class _Archive:
             content=content,
             kind=kind,
             charset=charset,
+            named=bool(fields.get("warc-record-id")),
             place=self.source.place,
         )
 

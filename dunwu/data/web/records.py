@@ -5,6 +5,7 @@ JSONL.zst and Parquet hold the same fields in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -54,11 +55,14 @@ class RecordWriter:
 
     def close(self) -> None:
         """Put the file in its place."""
-        with disk_errors(self.path):
-            self._sink.close()
-            fsync(self._temporary)
-            os.replace(self._temporary, self.path)
-            fsync(self.path.parent)
+        try:
+            with disk_errors(self.path):
+                self._sink.close()
+                fsync(self._temporary)
+                os.replace(self._temporary, self.path)
+                fsync(self.path.parent)
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -67,6 +71,8 @@ class RecordWriter:
         if kind is None:
             self.close()
         else:
+            with contextlib.suppress(OSError):  # what is in the way has been told already
+                self._sink.close()
             self._temporary.unlink(missing_ok=True)
 
 
@@ -138,9 +144,13 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             while chunk := file.read(_CHUNK):
-                *lines, rest = (rest + unpacker.decompress(chunk)).split(b"\n")
-                for line in lines:
-                    yield json.loads(line)
+                while chunk:
+                    if unpacker.eof:  # another frame: files that were put together
+                        unpacker = zstandard.ZstdDecompressor().decompressobj()
+                    *lines, rest = (rest + unpacker.decompress(chunk)).split(b"\n")
+                    for line in lines:
+                        yield json.loads(line)
+                    chunk = unpacker.unused_data
         if not unpacker.eof or rest:
             raise ValueError("it ends in the middle")
     except (zstandard.ZstdError, ValueError) as error:

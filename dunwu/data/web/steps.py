@@ -7,10 +7,12 @@ reaches a record. Big tables (block lists, eval n-grams) are loaded where a task
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +21,44 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from dunwu.data.web.config import BuildConfig
-from dunwu.data.web.ledger import Ledger
+from dunwu.data.web.ledger import EXCERPT, Ledger
 from dunwu.data.web.records import FIELDS, SUFFIX, Format, RecordWriter, read_records
+from dunwu.disk import write_atomically
+from dunwu.types import DunwuError
 
 if TYPE_CHECKING:
     from dunwu.data.web.minhash import MinhashConfig
+    from dunwu.data.web.workers import ExtractionPool
 
 Pages = Iterable[Document]
+_RUN_PAGES, _RUN_BYTES = 256, 32 << 20
 Groups = Sequence[Sequence[tuple[str, str]]]
 """For every task, its files: (path, name that records tell)."""
 
 if os.environ.get("DUNWU_DATATROVE_LOG") != "1":
     logger.disable("datatrove")  # its running commentary; ours is the progress line, and errors come as exceptions
+
+
+def tells(phase: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For the last step of a phase: a failure is left where the build finds it, since an executor may swallow it."""
+
+    def around(run: Callable[..., None]) -> Callable[..., None]:
+        @wraps(run)
+        def told(self: Any, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+            try:
+                run(self, data, rank, world_size)
+            except Exception as error:
+                what, cure = f"task {rank} of {phase}: {type(error).__name__}: {error}", "the same command resumes"
+                if isinstance(error, DunwuError):
+                    what, cure = error.what, error.cure
+                with contextlib.suppress(OSError, DunwuError):  # a full disk: the executor's own way remains
+                    failure = json.dumps({"what": what, "cure": cure})
+                    write_atomically(self.work / "failures" / f"{phase}-{rank:05d}.json", failure)
+                raise
+
+        return told
+
+    return around
 
 
 def cleaning(groups: Groups, work: Path, config: BuildConfig) -> list[PipelineStep]:
@@ -114,6 +142,8 @@ class ReadPages(_Step):
                 ledger.see()
                 file_path = told if page.file_path == name else page.file_path
                 metadata = {"dump": page.dump, "url": page.url, "date": page.date, "file_path": file_path}
+                if not page.named:  # two files of one name hold two pages
+                    page.id = f"{told}#{page.id.rpartition('-')[2]}"
                 kept = {"_content": page.content, "_kind": page.kind, "_charset": page.charset}
                 yield Document(text="", id=page.id, metadata=metadata | kept)
             before += path.stat().st_size
@@ -131,7 +161,7 @@ class FilterUrls(_Step):
     def judge(self, page: Document) -> str | None:
         """The reason of `urls.UrlFilter`; pages without an address stay."""
         url = page.metadata["url"]
-        return _url_filter(self.blocked).reason(url) if url else None
+        return url_filter(self.blocked).reason(url) if url else None
 
 
 class ExtractText(_Step):
@@ -147,50 +177,54 @@ class ExtractText(_Step):
         """Pages with their text, in the order they came."""
         from dunwu.data.web.workers import ExtractionPool
 
-        config, waiting = self.config, deque[Document]()
-
-        def raw() -> Iterator[tuple[int, bytes, str | None]]:
-            for number, page in enumerate(data):
-                waiting.append(page)
-                content = page.metadata["_content"]
-                if page.metadata["_kind"] == "html":
-                    yield number, content, page.metadata["_charset"]
-
+        config = self.config
         with ExtractionPool(
             backend=config.extraction,
             workers=1 if config.isolate else 0,
             seconds=config.page_seconds,
             megabytes=config.page_megabytes,
         ) as pool:
-            yield from self._texts(pool.map(raw()), waiting)
-        # Pages that are text already and came after the last HTML page.
-        while waiting:
-            yield from self._ready(waiting.popleft())
+            for pages in _runs(data):
+                yield from self._extracted(pages, pool)
 
-    def _texts(self, results: Iterator[Any], waiting: deque[Document]) -> Iterator[Document]:
-        for answer in results:
-            while waiting[0].metadata["_kind"] != "html":
-                yield from self._ready(waiting.popleft())
-            page = waiting.popleft()
-            if answer.reason is not None:
-                self.drop(page, self.name, answer.reason)
-                continue
-            page.text = answer.text
+    def _extracted(self, pages: Sequence[Document], pool: ExtractionPool) -> Iterator[Document]:
+        html = [page for page in pages if page.metadata["_kind"] == "html"]
+        answers = pool.map((n, page.metadata["_content"], page.metadata["_charset"]) for n, page in enumerate(html))
+        for page in pages:
+            if page.metadata["_kind"] == "html":
+                answer = next(answers)
+                if answer.reason is not None:
+                    self.drop(page, self.name, answer.reason)
+                    continue
+                page.text = answer.text or ""
+            else:
+                page.text = page.metadata["_content"]
             yield from self._finish(page)
 
-    def _ready(self, page: Document) -> Iterator[Document]:
-        page.text = page.metadata["_content"]
-        yield from self._finish(page)
-
     def _finish(self, page: Document) -> Iterator[Document]:
+        from dunwu.data.web.charset import decode
+
         content = page.metadata.pop("_content")
         if not page.text.strip():
             self.drop(page, self.name, "empty")
             return
         if self.ledger.would_show(page.id):
-            raw = content if isinstance(content, str) else content[:6000].decode("utf-8", "replace")
-            page.metadata["_before"] = {"raw": raw, "extracted": page.text}
+            raw = content if isinstance(content, str) else decode(content, page.metadata["_charset"])[0]
+            page.metadata["_before"] = {"raw": raw[:EXCERPT], "extracted": page.text[:EXCERPT]}
         yield page
+
+
+def _runs(data: Pages) -> Iterator[list[Document]]:
+    """Pages in runs that are worth a pool's while and fit in memory."""
+    run, held = list[Document](), 0
+    for page in data:
+        run.append(page)
+        held += len(page.metadata["_content"])
+        if len(run) == _RUN_PAGES or held > _RUN_BYTES:
+            yield run
+            run, held = [], 0
+    if run:
+        yield run
 
 
 class FilterLanguages(_Step):
@@ -272,6 +306,7 @@ class WriteCleaned(_Step):
         super().__init__(ledger)
         self.work, self.config = work, config
 
+    @tells("clean")
     def run(self, data: Pages, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         """The end of phase clean."""
         from dunwu.data.web.exact import ExactWriter
@@ -291,17 +326,15 @@ class WriteCleaned(_Step):
                         hashes = signer.signature(page.text, page.metadata["language"])
                         if hashes is not None:
                             near.add(number, page.metadata["dump"], hashes)
-                    self._show(page)
-                    writer.write({"text": page.text, "id": page.id, **_public(page)})
+                    record = {"text": page.text, "id": page.id, **_public(page)}
+                    if "_before" in page.metadata:
+                        self.ledger.show(page.id, {})  # so that fewer and fewer pages carry their past along
+                        record["_before"] = page.metadata["_before"]
+                    writer.write(record)
                     self.ledger.kept += 1
         for closing in filter(None, (exact, near)):
             closing.close()
         self.ledger.finish(work / "ledgers" / f"clean-{rank:05d}.json")
-
-    def _show(self, page: Document) -> None:
-        if "_before" in page.metadata:
-            before = page.metadata["_before"]
-            self.ledger.show(page.id, {"url": page.metadata["url"], **before, "kept": page.text})
 
 
 class FindPairs(PipelineStep):  # type: ignore[misc]
@@ -309,15 +342,16 @@ class FindPairs(PipelineStep):  # type: ignore[misc]
 
     type, name = "dunwu", "pairs"
 
-    def __init__(self, work: Path, config: MinhashConfig) -> None:
+    def __init__(self, work: Path, config: MinhashConfig, tasks: int) -> None:
         super().__init__()
-        self.work, self.config = work, config
+        self.work, self.config, self.tasks = work, config, tasks
 
+    @tells("pairs")
     def run(self, data: Pages | None = None, rank: int = 0, world_size: int = 1) -> None:
         """Writes pairs."""
         from dunwu.data.web.minhash_files import find_duplicates
 
-        find_duplicates(self.work / "signatures", self.work / "pairs", rank, self.config)
+        find_duplicates(self.work / "signatures", self.work / "pairs", rank, self.config, ranks=self.tasks)
 
 
 class FindClusters(PipelineStep):  # type: ignore[misc]
@@ -325,17 +359,18 @@ class FindClusters(PipelineStep):  # type: ignore[misc]
 
     type, name = "dunwu", "clusters"
 
-    def __init__(self, work: Path, config: BuildConfig) -> None:
+    def __init__(self, work: Path, config: BuildConfig, tasks: int) -> None:
         super().__init__()
-        self.work, self.config = work, config
+        self.work, self.config, self.tasks = work, config, tasks
 
+    @tells("clusters")
     def run(self, data: Pages | None = None, rank: int = 0, world_size: int = 1) -> None:
         """Writes, for each task, the numbers of the pages to drop."""
         from dunwu.data.web.exact import exact_duplicates
         from dunwu.data.web.minhash_files import cluster
 
         if self.config.exact_duplicates:
-            exact_duplicates(self.work / "exact", self.work / "drop-exact")
+            exact_duplicates(self.work / "exact", self.work / "drop-exact", ranks=self.tasks)
         if self.config.near_duplicates:
             cluster(self.work / "pairs", self.work / "drop-near")
 
@@ -353,10 +388,17 @@ class ReadCleaned(_Step):
         """Pages with their number in `_number`."""
         self.ledger.begin(self.work / "beats" / "write" / str(rank), listed(self.work, self.config, "write", rank))
         path = self.work / "cleaned" / f"{rank:05d}{SUFFIX['jsonl']}"
-        for number, record in enumerate(read_records(path)):
+        for number, record in enumerate(_own_records(path, self.work)):
             self.ledger.see()
             text, identity = record.pop("text"), record.pop("id")
             yield Document(text=text, id=identity, metadata={**record, "_number": number})
+
+
+def _own_records(path: Path, work: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from read_records(path)
+    except DunwuError as error:
+        raise DunwuError(error.what, f"remove {work}; the same command begins anew") from None
 
 
 class DropDuplicates(_Step):
@@ -396,8 +438,8 @@ class Decontaminate(_Step):
 
     def judge(self, page: Document) -> str | None:
         """The reason names the evaluation file."""
-        found = _ngram_index(self.files, self.ngram).find(page.text)
-        return None if found is None else f"shows_{found.split('#')[0]}"
+        found = ngram_index(self.files, self.ngram).find(page.text)
+        return None if found is None else f"shows_{found.rpartition('#')[0]}"
 
 
 class WriteRecords(_Step):
@@ -409,6 +451,7 @@ class WriteRecords(_Step):
         super().__init__(ledger)
         self.work, self.out, self.config, self.format = work, out, config, format
 
+    @tells("write")
     def run(self, data: Pages, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         """The end of phase write."""
         from dunwu.data.web.tokens import TokenWriter, counter
@@ -427,6 +470,9 @@ class WriteRecords(_Step):
                         tokens.add(ids)
                     record = {"text": page.text, "id": page.id, **_public(page), "token_count": count}
                     writer.write({name: record.get(name) for name in FIELDS})
+                    if "_before" in page.metadata:
+                        before = page.metadata["_before"]
+                        self.ledger.show(page.id, {"url": page.metadata["url"] or "", **before, "kept": page.text})
                     self.ledger.keep(page.metadata["language"], len(page.text))
         if tokens:
             tokens.close()
@@ -441,7 +487,9 @@ class Finish(PipelineStep):  # type: ignore[misc]
     def __init__(self, out: Path, config: BuildConfig, tasks: int) -> None:
         super().__init__()
         self.out, self.config, self.tasks = out, config, tasks
+        self.work = out / ".work"
 
+    @tells("finish")
     def run(self, data: Pages | None = None, rank: int = 0, world_size: int = 1) -> None:
         """Writes report.json, the mark of a finished build."""
         from dunwu.data.web.finish import finish
@@ -475,14 +523,14 @@ def _rules_of(reason: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _url_filter(blocked: tuple[str, ...]) -> Any:
+def url_filter(blocked: tuple[str, ...]) -> Any:
     from dunwu.data.web.urls import UrlConfig, UrlFilter
 
     return UrlFilter(UrlConfig(domains=blocked))
 
 
 @lru_cache(maxsize=1)
-def _ngram_index(files: tuple[str, ...], ngram: int) -> Any:
+def ngram_index(files: tuple[str, ...], ngram: int) -> Any:
     from dunwu.data.web.decontaminate import NgramIndex
 
     return NgramIndex.build([Path(file) for file in files], ngram)

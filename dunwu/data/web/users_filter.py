@@ -10,6 +10,7 @@ The file is the user's own code and runs as such; nothing of it is read from dat
 from __future__ import annotations
 
 import importlib.util
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -29,12 +30,13 @@ def load_filter(path: str) -> Reason:
     Raises:
         UsageError: no file, no function, or one that fails; the line is named.
     """
+    path = str(Path(path).resolve())  # tracebacks have whole names
     keep = _load(Path(path))
 
     def reason(text: str, record: Mapping[str, Any]) -> str | None:
         try:
             answer = keep(text, record)
-        except Exception as error:  # noqa: BLE001  (the user's code may raise anything; it is told with its line)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code may raise anything; it is told with its line)
             raise UsageError(
                 f"{_where(error, path)} failed on page {record.get('id')}: {_said(error)}", SHAPE
             ) from None
@@ -56,11 +58,12 @@ def _load(path: Path) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file", SHAPE)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UsageError(f"{path}:{error.lineno}: {error.msg}", SHAPE) from None
-    except Exception as error:  # noqa: BLE001  (as above)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (as above)
         raise UsageError(f"{_where(error, str(path))}: {_said(error)}", SHAPE) from None
     keep = getattr(module, "keep", None)
     if not callable(keep):
@@ -68,11 +71,11 @@ def _load(path: Path) -> Callable[..., Any]:
     return keep  # type: ignore[no-any-return]
 
 
-def _where(error: Exception, path: str) -> str:
+def _where(error: BaseException, path: str) -> str:
     """FILE:LINE of the innermost frame that is the user's."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     return f"{path}:{lines[-1]}" if lines else path
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 
 from dunwu.data.web.engine import build, read_report
-from tests.data.web.test_engine import CONFIG, write_pages
+from tests.data.web.test_engine import CONFIG, many_tasks, write_pages  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[3]
 MOMENTS = 10
 SCRIPT = """
 import sys
 from pathlib import Path
-from dunwu.data.web.engine import build
+from dunwu.data.web import engine
 from tests.data.web.test_engine import CONFIG
+engine._GROUP_BYTES = 1
 if __name__ == "__main__":
-    build([sys.argv[1]], Path(sys.argv[2]), CONFIG, workers=2)
+    engine.build([sys.argv[1]], Path(sys.argv[2]), CONFIG, workers=2)
 """
 
 

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from dunwu.data.web import engine
 from dunwu.data.web.config import BuildConfig
 from dunwu.data.web.engine import REPORT, build, find_files, group_files, read_report
 from dunwu.data.web.records import FIELDS, read_records
@@ -110,6 +113,14 @@ CONFIG = BuildConfig(isolate=False, url_filter=False, tokenizer="", dump="test")
 """Without the address filter, whose lists take seconds to read."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def many_tasks():
+    """A task per file, however small."""
+    before, engine._GROUP_BYTES = engine._GROUP_BYTES, 1
+    yield
+    engine._GROUP_BYTES = before
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("build")
@@ -153,7 +164,7 @@ def test_the_work_folder_is_gone_and_the_same_call_does_nothing(built):
     assert (out / REPORT).stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 4])
 def test_workers_do_not_change_the_output(built, tmp_path, workers):
     source, out, report = built
     assert build([source], tmp_path / "out", CONFIG, workers=workers) == report
@@ -184,14 +195,119 @@ def test_a_users_filter_and_decontamination_have_their_reasons(tmp_path):
     assert "0-3" not in kept and "0-5" not in kept and "0-6" in kept
 
 
-def test_a_failing_filter_fails_the_build_in_one_line_and_can_be_mended(tmp_path):
-    source = write_pages(tmp_path / "in", files=1)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_filter_fails_the_build_in_one_line(tmp_path, workers):
+    source = write_pages(tmp_path / "in")
     mine = tmp_path / "mine.py"
     mine.write_text("def keep(text, record):\n    return text.nothing\n")
-    config = BuildConfig(isolate=False, url_filter=False, tokenizer="", filter=str(mine))
-    with pytest.raises(DunwuError, match=r"mine\.py:2 failed on page 0-0"):
-        build([source], tmp_path / "out", config, workers=2)
+    config = replace(CONFIG, filter=str(mine))
+    with pytest.raises(DunwuError, match=r"mine\.py:2 failed on page [012]-0"):
+        build([source], tmp_path / "out", config, workers=workers)
     assert not (tmp_path / "out" / REPORT).exists()
+    mine.write_text("def keep(text, record):\n    return True\n")
+    with pytest.raises(UsageError, match="other files"):
+        build([source], tmp_path / "out", config, workers=workers)
+
+
+def test_a_worker_that_dies_ends_the_build(tmp_path):
+    source = write_pages(tmp_path / "in")
+    mine = tmp_path / "mine.py"
+    mine.write_text("import os\n\n\ndef keep(text, record):\n    os.kill(os.getpid(), 9)\n")
+    with pytest.raises(DunwuError, match=r"process of task [0-9]+ of phase clean died"):
+        build([source], tmp_path / "out", replace(CONFIG, filter=str(mine)), workers=2)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"filter": "nowhere.py"}, "no file"),
+        ({"decontaminate": ("nowhere.jsonl",)}, "nowhere.jsonl"),
+        ({"blocked": ("nowhere.txt",)}, "no file"),
+        ({"tokenizer": "nowhere"}, "no tokenizer"),
+        ({"languages": ("english",)}, "no language label"),
+    ],
+)
+def test_faults_of_the_users_files_are_told_before_anything_is_made(tmp_path, change, said):
+    source = write_pages(tmp_path / "in", files=1)
+    with pytest.raises(DunwuError, match=said):
+        build([source], tmp_path / "out", replace(CONFIG, **change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_archive_is_told_and_its_rest_read(tmp_path):
+    from dunwu.bench.data import write_warc
+
+    bodies = (f"<html><body><article><p>{article(n)}</p></article></body></html>".encode() for n in range(6))
+    write_warc(tmp_path / "crawl.warc.gz", bodies)
+    raw = (tmp_path / "crawl.warc.gz").read_bytes()
+    (tmp_path / "crawl.warc.gz").write_bytes(raw[: len(raw) * 2 // 3])
+    report = build([tmp_path / "crawl.warc.gz"], tmp_path / "out", replace(CONFIG, extraction="fast"))
+    assert 2 <= report["records"] < 6
+    assert report["notes"]["read"]["truncated_gzip"] == 1
+
+
+def test_parquet_holds_the_same_records(built, tmp_path):
+    pytest.importorskip("pyarrow")
+    source, out, _ = built
+    build([source], tmp_path / "out", CONFIG, format="parquet")
+    assert records(tmp_path / "out") == records(out)
+
+
+def test_text_pages_stream(tmp_path):
+    """However many pages of text there are, few are held at a time."""
+    from datatrove.data import Document
+
+    from dunwu.data.web.ledger import Ledger
+    from dunwu.data.web.steps import _RUN_PAGES, ExtractText
+
+    taken = 0
+
+    def pages():
+        nonlocal taken
+        for n in range(5000):
+            taken += 1
+            yield Document("", str(n), metadata={"_content": "text", "_kind": "text", "_charset": None})
+
+    step = ExtractText(CONFIG, Ledger())
+    for seen, _ in enumerate(step.run(pages()), 1):
+        assert taken - seen <= _RUN_PAGES
+    assert seen == 5000
+
+
+def test_a_folder_inside_the_input_is_no_input(tmp_path):
+    source = write_pages(tmp_path / "in", files=1)
+    (source / ".git").mkdir()
+    (source / ".git" / "x.json").write_text("{}")
+    report = build([source], source / "out", CONFIG, workers=1)
+    assert build([source], source / "out", CONFIG, workers=1) == report
+    (source / "gone.jsonl").symlink_to("nowhere")
+    with pytest.raises(DunwuError, match="leads nowhere"):
+        find_files([source])
+
+
+def test_shown_pages_are_those_that_stayed(built):
+    _, out, report = built
+    kept = {row["id"] for row in records(out)}
+    assert report["shown"] and {page["id"] for page in report["shown"]} <= kept
+
+
+def test_a_full_disk_is_one_line_and_the_build_goes_on_later(tmp_path):
+    source = write_pages(tmp_path / "in", files=2)
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom dunwu.data.web.engine import build\n"
+        "from dunwu.types import DunwuError\nfrom tests.data.web.test_engine import CONFIG\n"
+        "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "if __name__ == '__main__':\n    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "    try:\n        build([sys.argv[1]], Path(sys.argv[2]), CONFIG, workers=1)\n"
+        "    except (DunwuError, OSError) as error:\n        print('told:', error)\n"
+    )
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert "told: " in done.stdout and "File too large" in done.stdout, done.stdout + done.stderr
+    assert not (tmp_path / "out" / REPORT).exists()
+    assert build([source], tmp_path / "out", CONFIG, workers=1)["records"] > 0
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_missing_inputs_are_named_before_anything_is_made(tmp_path):
@@ -206,8 +322,10 @@ def test_missing_inputs_are_named_before_anything_is_made(tmp_path):
 def test_groups_follow_from_the_files_alone(tmp_path):
     for n in range(300):
         (tmp_path / f"{n:03}.html").write_bytes(b"x" * (50_000 if n % 10 else 900_000))
+    engine._GROUP_BYTES = 1 << 20
     files = find_files([tmp_path])
     groups = group_files(files)
+    engine._GROUP_BYTES = 1
     assert [file for group in groups for file in group] == files
     assert files[0].name == f"{tmp_path.name}/000.html"
     assert 20 < len(groups) <= 64

@@ -14,16 +14,17 @@ from dunwu.data.web.engine import REPORT, Slurm, build, read_report
 from dunwu.data.web.minhash import MinhashConfig
 from dunwu.types import UsageError
 from tests.data.web.test_build_kill import contents
-from tests.data.web.test_engine import CONFIG, write_pages
+from tests.data.web.test_engine import CONFIG, many_tasks, write_pages  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import sys
 from pathlib import Path
-from dunwu.data.web.engine import build
+from dunwu.data.web import engine
 from tests.data.web.test_executors import FEW
+engine._GROUP_BYTES = 1
 if __name__ == "__main__":
-    build([sys.argv[1]], Path(sys.argv[2]), FEW, workers=2, executor=sys.argv[3])
+    engine.build([sys.argv[1]], Path(sys.argv[2]), FEW, workers=2, executor=sys.argv[3])
 """
 FEW = replace(CONFIG, minhash=MinhashConfig(buckets=2))
 """Ray starts an actor for every task, which takes seconds."""
