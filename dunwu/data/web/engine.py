@@ -410,7 +410,7 @@ def _former(beats: Path) -> set[str]:
     found = set()
     for beat in beats.iterdir() if beats.is_dir() else []:
         with contextlib.suppress(ValueError, OSError):
-            found.add(beat.read_text(encoding="ascii").split()[-1])
+            found.update(beat.read_text(encoding="ascii").split()[-1:])
             beat.unlink()
     return found
 

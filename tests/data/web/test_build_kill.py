@@ -13,7 +13,6 @@ from dunwu.data.web.engine import build, read_report
 from tests.data.web.test_engine import CONFIG, many_tasks, write_pages  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[3]
-MOMENTS = 10
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -34,34 +33,41 @@ def start(source, out):
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def size_of(out):
-    """A clock of the build's own: files it has made so far."""
-    return sum(1 for _ in out.rglob("*")) if out.exists() else 0
+MARKS = (
+    "logs/clean",
+    "beats/clean/1",
+    "ledgers/clean-00000.json",
+    "logs/pairs",
+    "pairs/test",
+    "logs/clusters",
+    "drop-exact",
+    "logs/write",
+    "ledgers/write-00001.json",
+    "logs/finish",
+)
+"""What a build has made when it is killed: every phase, before, amid and after its tasks."""
 
 
 @pytest.mark.timeout(280)
 def test_ten_kills_change_nothing(tmp_path):
     source = write_pages(tmp_path / "in", files=4, pages=6)
     whole = build([source], tmp_path / "whole", CONFIG, workers=1)
-    out, kills = tmp_path / "killed", 0
-    # Each kill comes a few files later than the one before, so that they spread over reading, pairs, clusters and writing.
-    goal = 6
-    while kills < MOMENTS:
+    out, killed = tmp_path / "killed", []
+    for mark in MARKS:
         process = start(source, out)
-        while process.poll() is None and size_of(out) < goal:
-            time.sleep(0.002)
+        while process.poll() is None and not (out / ".work" / mark).exists():
+            time.sleep(0.001)
         if process.poll() is not None:
-            assert process.returncode == 0, process.stderr.read().decode()
             break
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        kills += 1
-        goal = max(goal + 12, size_of(out) + 5)
+        killed.append(mark)
     final = start(source, out)
     assert final.wait() == 0, final.stderr.read().decode()
-    assert kills == MOMENTS
+    assert killed == list(MARKS)
     assert read_report(out) == whole
     assert contents(out) == contents(tmp_path / "whole")
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_killing_the_parent_alone_leaves_no_worker_behind(tmp_path):
