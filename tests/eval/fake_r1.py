@@ -158,7 +158,9 @@ def fake_r1(folder: Path, status: str = "done", upto: int = 99, with_table: bool
         return build  # fmt: skip
 
     story: list[tuple[str, Any, list[str]]] = [
-        ("tokenizer", lambda work: {"vocab_size": 1536}, []),
+        ("crawl", lambda work: {"pages": 3000}, []),
+        ("clean", lambda work: {"records": 2561}, ["crawl"]),
+        ("tokenizer", lambda work: {"vocab_size": 1536}, ["clean"]),
         ("shards", lambda work: {"tokens": 20_400_000}, ["tokenizer"]),
         ("base", lambda work: loss(run, "base", "pretrain"), ["tokenizer", "shards"]),
         ("r1-zero", lambda work: rl(run, "r1-zero"), ["base"]),

@@ -285,8 +285,13 @@ def _run_phase(phase: Phase, out: Path, executor: Executor, workers: int, groups
                 list(phase.steps), tasks=phase.tasks, workers=workers, logging_dir=str(logs), mem_per_cpu_gb=1
             )
         else:
+            # "spawn": a fork of this process could not use the server that its parent's "forkserver" left it.
             runner = LocalPipelineExecutor(
-                list(phase.steps), tasks=phase.tasks, workers=min(workers, phase.tasks), logging_dir=str(logs)
+                list(phase.steps),
+                tasks=phase.tasks,
+                workers=min(workers, phase.tasks),
+                logging_dir=str(logs),
+                start_method="spawn",
             )
             around.enter_context(_forks_die_with_us())
         around.enter_context(_task_errors(out))

@@ -85,9 +85,9 @@ class Page:
     """As the HTTP header declares it."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Other fields of its row."""
-    named: bool = True
+    named: bool = field(default=True, compare=False)
     """False: `id` is made of the file's stem, which another file may have too."""
-    place: int = 0
+    place: int = field(default=0, compare=False)
     """Bytes of the file read when it was found, about."""
 
 
