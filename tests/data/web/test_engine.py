@@ -91,6 +91,21 @@ def article(number: int, sentences: int = 14) -> str:
     return "\n".join(f"Those who {' '.join(dice.choices(words, k=16))}." for _ in range(sentences))
 
 
+def write_warc(path, bodies):
+    """Pages as a WARC; returns how many."""
+    count = 0
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for count, body in enumerate(bodies, 1):
+            http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + body
+            head = (
+                f"WARC/1.1\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:{count:032x}>\r\n"
+                f"WARC-Date: 2026-01-01T00:00:00Z\r\nWARC-Target-URI: https://example.org/{count}\r\n"
+                f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+            )
+            file.write(head.encode() + http + b"\r\n\r\n")
+    return count
+
+
 def write_pages(folder: Path, files: int = 3, pages: int = 8) -> Path:
     """JSONL files of articles; page 0 of every file repeats page 0 of the first, page 1 changes one word of it."""
     folder.mkdir()
@@ -235,8 +250,6 @@ def test_faults_of_the_users_files_are_told_before_anything_is_made(tmp_path, ch
 
 
 def test_a_damaged_archive_is_told_and_its_rest_read(tmp_path):
-    from dunwu.bench.data import write_warc
-
     bodies = (f"<html><body><article><p>{article(n)}</p></article></body></html>".encode() for n in range(6))
     write_warc(tmp_path / "crawl.warc.gz", bodies)
     raw = (tmp_path / "crawl.warc.gz").read_bytes()
