@@ -231,5 +231,7 @@ if __name__ == "__main__":
 def _missing_peers(config: BenchConfig) -> dict[str, str]:
     if not config.peers:
         return {}
-    absent = [name for name in ("spacy", "trafilatura", "ahocorasick", "fasteners") if importlib.util.find_spec(name) is None]
+    absent = [
+        name for name in ("spacy", "trafilatura", "ahocorasick", "fasteners") if importlib.util.find_spec(name) is None
+    ]
     return {"datatrove": f"its steps need {', '.join(absent)}"} if absent else {}
