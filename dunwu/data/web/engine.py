@@ -112,11 +112,14 @@ def build(
             )
         for folder in ("records", "dropped"):
             remove_temporaries(out / folder)
-        phases = make_phases(groups, out, config, format)
+        hands = workers or os.cpu_count() or 1
+        # With fewer files than cores, a task extracts in several processes.
+        extractors = max(1, hands // len(groups)) if executor == "local" else 1
+        phases = make_phases(groups, out, config, format, extractors)
         if executor == "slurm":
             return _submit(phases, out, slurm or Slurm(), workers)
         for phase in phases:
-            _run_phase(phase, out, executor, workers or os.cpu_count() or 1, groups)
+            _run_phase(phase, out, executor, hands, groups)
         shutil.rmtree(out / WORK, ignore_errors=True)
     return read_report(out)
 
@@ -238,13 +241,15 @@ def group_files(files: Sequence[Input]) -> list[list[Input]]:
     return groups
 
 
-def make_phases(groups: Sequence[Sequence[Input]], out: Path, config: BuildConfig, format: Format) -> list[Phase]:
-    """The phases of a build."""
+def make_phases(
+    groups: Sequence[Sequence[Input]], out: Path, config: BuildConfig, format: Format, extractors: int = 1
+) -> list[Phase]:
+    """The phases of a build; `extractors` processes turn a task's HTML into text."""
     from dunwu.data.web import steps
 
     work = out / WORK
     names = [[(str(file.path), file.name) for file in group] for group in groups]
-    phases = [Phase("clean", steps.cleaning(names, work, config), len(names))]
+    phases = [Phase("clean", steps.cleaning(names, work, config, extractors), len(names))]
     if config.near_duplicates:
         phases.append(Phase("pairs", [steps.FindPairs(work, config.minhash, len(names))], config.minhash.buckets))
     if config.near_duplicates or config.exact_duplicates:

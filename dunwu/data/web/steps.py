@@ -61,13 +61,13 @@ def tells(phase: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return around
 
 
-def cleaning(groups: Groups, work: Path, config: BuildConfig) -> list[PipelineStep]:
+def cleaning(groups: Groups, work: Path, config: BuildConfig, extractors: int = 1) -> list[PipelineStep]:
     """The steps from files to cleaned pages; task i reads `groups[i]`."""
     ledger = Ledger()
     steps: list[PipelineStep] = [ReadPages(groups, work, config, ledger)]
     if config.url_filter:
         steps.append(FilterUrls(config.blocked, ledger))
-    steps += [ExtractText(config, ledger), FilterLanguages(config.languages, config.language_score, ledger)]
+    steps += [ExtractText(config, ledger, extractors), FilterLanguages(config.languages, config.language_score, ledger)]
     if config.quality != "none":
         steps.append(FilterQuality(config.quality, ledger))
     if config.pii:
@@ -169,9 +169,9 @@ class ExtractText(_Step):
 
     name = "extract"
 
-    def __init__(self, config: BuildConfig, ledger: Ledger) -> None:
+    def __init__(self, config: BuildConfig, ledger: Ledger, extractors: int = 1) -> None:
         super().__init__(ledger)
-        self.config = config
+        self.config, self.extractors = config, extractors
 
     def run(self, data: Pages, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Pages with their text, in the order they came."""
@@ -180,7 +180,7 @@ class ExtractText(_Step):
         config = self.config
         with ExtractionPool(
             backend=config.extraction,
-            workers=1 if config.isolate else 0,
+            workers=self.extractors if config.isolate else 0,
             seconds=config.page_seconds,
             megabytes=config.page_megabytes,
         ) as pool:

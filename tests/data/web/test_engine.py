@@ -259,6 +259,15 @@ def test_a_damaged_archive_is_told_and_its_rest_read(tmp_path):
     assert report["notes"]["read"]["truncated_gzip"] == 1
 
 
+def test_one_file_is_extracted_by_several_processes_to_the_same_records(tmp_path):
+    bodies = [f"<html><body><article><p>{article(n)}</p></article></body></html>".encode() for n in range(30)]
+    write_warc(tmp_path / "crawl.warc.gz", iter(bodies))
+    isolated = replace(CONFIG, extraction="fast", isolate=True)
+    for workers in (1, 3):
+        build([tmp_path / "crawl.warc.gz"], tmp_path / str(workers), isolated, workers=workers)
+    assert records(tmp_path / "1") == records(tmp_path / "3") and len(records(tmp_path / "1")) == 30
+
+
 def test_parquet_holds_the_same_records(built, tmp_path):
     pytest.importorskip("pyarrow")
     source, out, _ = built
