@@ -35,6 +35,7 @@ def _show_build(result: Result) -> None:
         print(f"submitted: {', '.join(result['submitted'])}; {result['out']}/report.json appears at the end")
         return
     rows = [["pages", f"{result['pages']:,}", ""]]
+    rows += [["  beside them", f"{count:,}", reason] for reason, count in result["notes"].get("read", {}).items()]
     for step, reasons in result["dropped"].items():
         rows += [[f"- {step}", f"{count:,}", reason] for reason, count in reasons.items()]
     rows.append(

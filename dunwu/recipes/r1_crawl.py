@@ -19,7 +19,7 @@ from dunwu.data.web.config import BuildConfig
 from dunwu.data.web.engine import PLAN, REPORT, VERSION, build, read_report
 from dunwu.data.web.minhash import MinhashConfig
 from dunwu.data.web.records import read_records
-from dunwu.disk import write_atomically
+from dunwu.disk import remove_temporaries, write_atomically
 from dunwu.eval.cleaning import score_cleaning
 from dunwu.log import Progress, Run
 from dunwu.machine import die_with_parent
@@ -40,7 +40,7 @@ def crawled(run: Run, settings: CrawlConfig, world: Knobs, seed: int) -> Artifac
     """WARC files of the world, `warc/NNN.warc.gz`, with `truth/NNN.jsonl.zst`; a dump each."""
 
     def make(work: Path) -> dict[str, object]:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_temporaries(work)
         sizes = [
             min(settings.rubbish.dump, settings.pages - first)
             for first in range(0, settings.pages, settings.rubbish.dump)
@@ -64,10 +64,12 @@ def crawled(run: Run, settings: CrawlConfig, world: Knobs, seed: int) -> Artifac
 
 def _write_dump(job: tuple[Path, int, int, CrawlConfig, Knobs, int]) -> int:
     work, number, size, settings, world, seed = job
-    items = crawl(world, seed, settings.rubbish, start=number * settings.rubbish.dump)
     warc, truth = work / "warc" / f"{number:03d}.warc.gz", work / TRUTH / f"{number:03d}.jsonl.zst"
     for path in (warc, truth):
         path.parent.mkdir(parents=True, exist_ok=True)
+    if warc.is_file():  # from before a kill; its truth was written first
+        return size
+    items = crawl(world, seed, settings.rubbish, start=number * settings.rubbish.dump)
     written = write_warc(islice(items, size), warc, truth, dump=f"world-{number:03d}", level=1)
     return written.records
 

@@ -9,7 +9,7 @@ from dunwu.disk import plain
 from dunwu.eval.report_cleaning import cleaning
 from dunwu.log import Run, read_json
 from dunwu.recipes.r1_config import CrawlConfig
-from dunwu.recipes.r1_crawl import SCORES, cleaned, crawled
+from dunwu.recipes.r1_crawl import SCORES, _write_dump, cleaned, crawled
 from dunwu.recipes.r1_presets import WIDE
 from dunwu.store import Artifact, Store
 from dunwu.world.crawl import CrawlKnobs
@@ -51,6 +51,19 @@ def test_another_home_makes_the_same_bytes(made: Artifact, tmp_path: Path) -> No
         return {str(file.relative_to(artifact.path)): file.read_bytes() for file in files if "build" in file.parts}
 
     assert contents(other) == contents(made) and contents(made)
+
+
+def test_a_killed_crawl_goes_on_with_its_missing_dumps(tmp_path: Path) -> None:
+    jobs = [(tmp_path, number, 350, CRAWL, WIDE, 0) for number in (0, 1)]
+    for job in jobs:
+        _write_dump(job)
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    kept, lost = (tmp_path / "warc" / f"{number:03d}.warc.gz" for number in (0, 1))
+    written = kept.stat().st_mtime_ns
+    lost.unlink()
+    assert [_write_dump(job) for job in jobs] == [350, 350]
+    assert kept.stat().st_mtime_ns == written
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
 
 
 def test_the_section_of_the_report(made: Artifact) -> None:
