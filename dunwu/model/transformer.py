@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from dunwu.model.attention import SegmentMask, causal_attention, segment_mask
 from dunwu.model.config import ModelConfig
+from dunwu.model.rope import rope_tables, turn
 from dunwu.native import train as native
 
 
@@ -84,20 +85,6 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin for RoPE (Su et al. 2021, eq. 34), halves repeated as Hugging Face does.
-
-    Args:
-        positions: (B, T) or (1, T) integer positions.
-    Returns:
-        two tensors (B or 1, 1, T, head_dim), broadcast over heads.
-    """
-    half = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None].float() * theta ** (-half / head_dim)
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
 def positions_in(segments_BT: Tensor) -> Tensor:
     """(B, T) place of every token in its own segment.
 
@@ -109,12 +96,6 @@ def positions_in(segments_BT: Tensor) -> Tensor:
     begins = torch.ones_like(segments_BT, dtype=torch.bool)
     begins[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
     return places - places.where(begins, torch.zeros_like(places)).cummax(1).values
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (B, heads, T, head_dim) by position."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -136,7 +117,7 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        q, k = turn(q, cos, sin), turn(k, cos, sin)
         y = causal_attention(q, k, v, mask) if cache is None else self._attend_cache(q, k, v, cache, layer)
         out: Tensor = self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         return out
@@ -346,7 +327,7 @@ class Transformer(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(T, device=ids_BT.device)[None] if cache is None else cache.positions(T)
         x = self.model.embed_tokens(ids_BT)
-        cos, sin = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta, x.dtype)
+        cos, sin = rope_tables(positions_BT, self.config, x.dtype)
         mask = None if segments_BT is None else segment_mask(segments_BT, x.dtype)
         for layer, block in enumerate(self.model.layers):
             x = block(x, cos, sin, cache, layer, mask)
@@ -375,7 +356,7 @@ class Transformer(nn.Module):
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
         """RoPE's cos and sin, (length, head_dim / 2), float32, for the native kernels."""
         shape = self.config
-        tables = rope_tables(torch.arange(length)[None], shape.head_dim, shape.rope_theta, torch.float32)
+        tables = rope_tables(torch.arange(length)[None], shape, torch.float32)
         cos, sin = (table[0, 0, :, : shape.head_dim // 2] for table in tables)
         return cos, sin
 
