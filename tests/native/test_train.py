@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dunwu.model.attention import visible_keys
 from dunwu.model.config import ModelConfig
-from dunwu.model.transformer import Transformer, apply_rope, rope_tables
+from dunwu.model.rope import rope_tables, turn
+from dunwu.model.transformer import Transformer
 from dunwu.native import build, train
 from dunwu.native.train import Layout, Segment
 
@@ -122,9 +123,9 @@ def test_log_probabilities_of_chosen_tokens(dtype: torch.dtype, vocab: int, rows
 def tree_attention(qkv: Tensor, segments: list[Segment], heads: int, kv_heads: int, wide: int) -> Tensor:
     """The definition: every token against the tokens it may see, one at a time."""
     positions = torch.cat([torch.arange(s.end - s.start) + s.prefix_end - s.prefix_start for s in segments])
-    cos, sin = (t[0, 0].double() for t in rope_tables(positions[None], wide, 10_000.0, torch.float32))
+    cos, sin = (t[0, 0].double() for t in rope_tables(positions[None], ModelConfig(head_size=wide), torch.float32))
     rows = qkv.view(len(qkv), heads + 2 * kv_heads, wide)
-    turned = apply_rope(rows[:, : heads + kv_heads].transpose(0, 1), cos, sin).transpose(0, 1)
+    turned = turn(rows[:, : heads + kv_heads].transpose(0, 1), cos, sin).transpose(0, 1)
     out = []
     for s in segments:
         for t in range(s.start, s.end):
@@ -150,7 +151,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(("heads", "kv_heads", "wide"), [(2, 1, 16), (4, 2, 32), (3, 3, 16)])
 def test_attention_over_segments(name: str, heads: int, kv_heads: int, wide: int, dtype: torch.dtype) -> None:
     segments = LAYOUTS[name]
-    tables = rope_tables(torch.arange(200)[None], wide, 10_000.0, torch.float32)
+    tables = rope_tables(torch.arange(200)[None], ModelConfig(head_size=wide), torch.float32)
     cos, sin = (table[0, 0, :, : wide // 2] for table in tables)
     layout = Layout(segments, heads, kv_heads, wide, cos, sin)
     qkv = random(segments[-1].end, (heads + 2 * kv_heads) * wide, dtype=dtype, seed=7)
