@@ -106,20 +106,40 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def plain(value: Any) -> Any:
+def later(default: Any) -> Any:
+    """A dataclass field that came after results were recorded: `canonical_json` names it only where it is not `default`,
+    which must be what was done before. So artifacts made earlier are still found.
+
+    Example:
+        >>> Settings = dataclasses.make_dataclass("Settings", [("a", int, 1), ("b", int, later(0))])
+        >>> canonical_json(Settings()), canonical_json(Settings(b=2))
+        ('{"a":1}', '{"a":1,"b":2}')
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def plain(value: Any, all_fields: bool = True) -> Any:
     """`value` as JSON types: dataclasses and mappings to dicts, tuples to lists, paths to text.
+
+    Args:
+        all_fields: False leaves out fields that came `later` and have their default.
 
     Raises:
         TypeError: for anything JSON has no word for.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        named = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {
+            field.name: plain(item, all_fields)
+            for field, item in named
+            if all_fields or "later" not in field.metadata or item != field.default
+        }
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): plain(item, all_fields) for name, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(item) for item in value)
+        return sorted(plain(item, all_fields) for item in value)
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, all_fields) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if value is None or isinstance(value, (str, bool, int, float)):
@@ -145,4 +165,4 @@ def canonical_json(value: Any) -> str:
         >>> canonical_json({"b": (1, 2), "a": 0.5})
         '{"a":0.5,"b":[1,2]}'
     """
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(plain(value, all_fields=False), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,6 +1,6 @@
 """Causal attention for training: torch's fused kernel on accelerators, chunked matmuls on CPU.
 
-Legend: B rows, T tokens, K key/value heads, G query heads per key/value head, d head width.
+Legend: B rows, T tokens, K key/value heads, G query heads per key/value head, d head width, v width of a value.
 
 On CPU `scaled_dot_product_attention`'s backward in bf16 costs twice what the plain matrix
 products cost (docs/log.md, 2026-11-21), so there the products are written out: queries in chunks,
@@ -67,26 +67,30 @@ def visible_keys(segments_BT: Tensor) -> Tensor:
     return (segments_BT[:, :, None] == segments_BT[:, None, :]).tril()[:, None]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + causal mask) v.
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask | None = None, scale: float | None = None
+) -> Tensor:
+    """softmax(q k^T scale + causal mask) v.
 
     Args:
         q: (B, K·G, T, d).
-        k, v: (B, K, T, d).
+        k, v: (B, K, T, d) and (B, K, T, v).
         mask: of packed rows; None where a row is one text.
+        scale: 1/√d by default.
     Returns:
-        (B, K·G, T, d).
+        (B, K·G, T, v).
     """
     B, heads, T, d = q.shape
     kv_heads = k.shape[1]
+    scale = d**-0.5 if scale is None else scale
     if q.device.type != "cpu":
         gqa = kv_heads != heads
         if mask is not None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.visible, enable_gqa=gqa)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.visible, enable_gqa=gqa, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa, scale=scale)
     grouped = q.reshape(B, kv_heads, heads // kv_heads, T, d)
-    out: Tensor = _ChunkedCausal.apply(grouped, k, v, mask)  # type: ignore[no-untyped-call]
-    return out.reshape(B, heads, T, d)
+    out: Tensor = _ChunkedCausal.apply(grouped, k, v, mask, scale)  # type: ignore[no-untyped-call]
+    return out.reshape(B, heads, T, v.shape[-1])
 
 
 @lru_cache(maxsize=256)
@@ -101,10 +105,11 @@ class _ChunkedCausal(torch.autograd.Function):
     """Forward and backward by batched matmuls over query chunks."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: SegmentMask | None, scale: float) -> Tensor:
         B, K, G, T, d = q.shape
-        keys, values = k.reshape(B * K, T, d), v.reshape(B * K, T, d)
-        out = torch.empty(B, K, G, T, d, dtype=q.dtype)
+        wide = v.shape[-1]
+        keys, values = k.reshape(B * K, T, d), v.reshape(B * K, T, wide)
+        out = torch.empty(B, K, G, T, wide, dtype=q.dtype)
         probabilities = []
         # The first key that a chunk sees: 0, unless the rows are packed.
         firsts = [0 if mask is None else mask.chunks[n][0] for n in range(-(-T // CHUNK))]
@@ -113,36 +118,37 @@ class _ChunkedCausal(torch.autograd.Function):
             queries = q[:, :, :, start:end].reshape(B * K, G * (end - start), d)
             seen = keys[:, first:end].transpose(1, 2)
             if mask is None:
-                scores = torch.baddbmm(_causal_bias(start, end, G, q.dtype), queries, seen, alpha=d**-0.5)
+                scores = torch.baddbmm(_causal_bias(start, end, G, q.dtype), queries, seen, alpha=scale)
             else:
-                scores = torch.bmm(queries * d**-0.5, seen)
+                scores = torch.bmm(queries * scale, seen)
                 scores.view(B, K, G, end - start, end - first).add_(mask.chunks[number][1][:, None, None])
             p = torch.softmax(scores, -1)
-            out[:, :, :, start:end] = torch.bmm(p, values[:, first:end]).view(B, K, G, end - start, d)
+            out[:, :, :, start:end] = torch.bmm(p, values[:, first:end]).view(B, K, G, end - start, wide)
             probabilities.append(p)
-        ctx.firsts = firsts
+        ctx.firsts, ctx.scale = firsts, scale
         ctx.save_for_backward(q, keys, values, *probabilities)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, keys, values, *probabilities = ctx.saved_tensors
         grad_out = grad_outputs[0]
         B, K, G, T, d = q.shape
+        wide = values.shape[-1]
         grad_q = torch.empty_like(q)
         # fp32 sums: every chunk adds to the gradient of the keys it saw.
         grad_k = torch.zeros(B * K, T, d, dtype=torch.float32)
-        grad_v = torch.zeros(B * K, T, d, dtype=torch.float32)
+        grad_v = torch.zeros(B * K, T, wide, dtype=torch.float32)
         for p, first, start in zip(probabilities, ctx.firsts, range(0, T, CHUNK), strict=True):
             end = min(T, start + CHUNK)
             rows = G * (end - start)
             queries = q[:, :, :, start:end].reshape(B * K, rows, d)
-            grad_chunk = grad_out[:, :, :, start:end].reshape(B * K, rows, d)
+            grad_chunk = grad_out[:, :, :, start:end].reshape(B * K, rows, wide)
             grad_v[:, first:end] += torch.bmm(p.transpose(1, 2), grad_chunk)
             grad_p = torch.bmm(grad_chunk, values[:, first:end].transpose(1, 2))
             grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
-            grad_chunk_q = torch.bmm(grad_s, keys[:, first:end]).mul_(d**-0.5)
+            grad_chunk_q = torch.bmm(grad_s, keys[:, first:end]).mul_(ctx.scale)
             grad_q[:, :, :, start:end] = grad_chunk_q.view(B, K, G, end - start, d)
             grad_k[:, first:end] += torch.bmm(grad_s.transpose(1, 2), queries)
-        grad_k = grad_k.mul_(d**-0.5).to(q.dtype)
-        return grad_q, grad_k.view(B, K, T, d), grad_v.to(q.dtype).view(B, K, T, d), None
+        grad_k = grad_k.mul_(ctx.scale).to(q.dtype)
+        return grad_q, grad_k.view(B, K, T, d), grad_v.to(q.dtype).view(B, K, T, wide), None, None

@@ -83,8 +83,8 @@ def yarn_factor(scaling: Yarn) -> float:
 def score_scale(config: ModelConfig) -> float:
     """What scores are multiplied by before the softmax: 1/√d, and with latent attention YaRN's square (V3, 4.3)."""
     if config.mla is None:
-        return config.head_dim**-0.5
-    scale, scaling = config.mla.query_dim**-0.5, config.rope_scaling
+        return float(config.head_dim**-0.5)
+    scale, scaling = float(config.mla.query_dim**-0.5), config.rope_scaling
     if isinstance(scaling, Yarn) and scaling.mscale_all_dim:
         scale *= _sharpening(scaling.factor, scaling.mscale_all_dim) ** 2
     return scale

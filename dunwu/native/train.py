@@ -26,10 +26,13 @@ def available(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16) and library("train", dtype == torch.bfloat16) is not None
 
 
-def supports(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, width: int, inner: int) -> bool:
-    """Whether a decoder of this shape and dtype can be trained natively on this machine."""
-    fits = heads % kv_heads == 0 and heads * head_dim == width
-    return fits and not any(size % LANES for size in (head_dim, width, inner)) and available(dtype)
+def supports(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, *widths: int) -> bool:
+    """Whether a decoder of this shape and dtype can be trained natively on this machine.
+
+    Args:
+        widths: of the residual stream and of every feed-forward.
+    """
+    return heads % kv_heads == 0 and not any(size % LANES for size in (head_dim, *widths)) and available(dtype)
 
 
 @dataclass(frozen=True)

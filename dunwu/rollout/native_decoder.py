@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dunwu.model.transformer import Block, Transformer
+from dunwu.model.block import Block
+from dunwu.model.gqa import Attention
+from dunwu.model.layers import FeedForward
+from dunwu.model.transformer import Transformer
 from dunwu.native.decode import DecoderWeights, LayerWeights, generate, supports
 from dunwu.types import SamplingParams
 
@@ -22,8 +25,10 @@ class NativeDecoder:
     def supports(model: Transformer) -> bool:
         """Whether this model can be decoded natively here."""
         shape, head = model.config, model.head_weight
+        plain = shape.mla is None and shape.moe is None and not shape.qk_norm
         return (
-            model.native_allowed
+            plain
+            and model.native_allowed
             and head.device.type == "cpu"
             and supports(
                 head.dtype,
@@ -51,12 +56,15 @@ class NativeDecoder:
         for block in decoder.layers:
             assert isinstance(block, Block)
             attention, mlp = block.self_attn, block.mlp
+            assert isinstance(attention, Attention) and isinstance(mlp, FeedForward)
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            weight = torch.cat([projection.weight for projection in projections])
+            biases: list[Tensor] = [projection.bias for projection in projections]
             layers.append(
                 LayerWeights(
                     attention_norm=block.input_layernorm.weight,
-                    qkv=torch.cat([projection.weight for projection in projections]),
-                    bias=torch.cat([projection.bias for projection in projections]),
+                    qkv=weight,
+                    bias=torch.cat(biases) if shape.qkv_bias else weight.new_zeros(len(weight)),
                     out=attention.o_proj.weight,
                     feed_forward_norm=block.post_attention_layernorm.weight,
                     gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),

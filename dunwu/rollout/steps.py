@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dunwu.model.transformer import KVCache, Transformer
+from dunwu.model.cache import KVCache
+from dunwu.model.transformer import Transformer
 
 WINDOW = 256
 """Columns that a graph's attention reads at first; doubled, and recorded again, when they are full."""
@@ -56,10 +57,12 @@ class FixedCache(KVCache):
 
     def __init__(self, cache: KVCache, window: int) -> None:
         self.keys, self.values, self.pad_B, self.length = cache.keys, cache.values, cache.pad_B, cache.length
+        self.first, self.value_width = cache.first, cache.value_width
         self.window = min(window, self.capacity)
         # A weight of zero does not silence a NaN that memory happens to hold.
         self.keys[:, :, :, self.length :] = 0
-        self.values[:, :, :, self.length :] = 0
+        if self.values is not None:
+            self.values[:, :, :, self.length :] = 0
         self.column = torch.tensor([self.length], device=self.pad_B.device)
         empty = torch.arange(self.capacity, device=self.pad_B.device) >= self.length
         self.bias_BS = cache.bias_BS.masked_fill(empty, float("-inf"))
@@ -71,20 +74,23 @@ class FixedCache(KVCache):
     def positions(self, T: int) -> Tensor:
         return self.column - self.pad_B[:, None]
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if layer == 0:
+    def append(self, layer: int, k: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if layer == self.first:
             self.bias_BS.index_fill_(1, self.column, 0.0)
-        keys, values = self.keys[layer], self.values[layer]
-        keys.index_copy_(2, self.column, k)
-        values.index_copy_(2, self.column, v)
-        return keys[:, :, : self.window], values[:, :, : self.window], self.bias_BS[:, : self.window]
+        keys = self.keys[layer - self.first].index_copy_(2, self.column, k)[:, :, : self.window]
+        if self.values is None or v is None:
+            return keys, keys[..., : self.value_width], self.bias_BS[:, : self.window]
+        values = self.values[layer - self.first].index_copy_(2, self.column, v)
+        return keys, values[:, :, : self.window], self.bias_BS[:, : self.window]
 
     def advance(self, T: int) -> None:
         """Moves the column; `length` is kept by whoever replays the step, for a replay runs no Python."""
         self.column += T
 
     def select(self, rows: Tensor) -> None:
-        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        self.keys = self.keys.index_select(1, rows)
+        if self.values is not None:
+            self.values = self.values.index_select(1, rows)
         self.pad_B, self.bias_BS = self.pad_B[rows], self.bias_BS[rows]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from dunwu.model.transformer import KVCache, Transformer
+from dunwu.model.transformer import Transformer
 from dunwu.rollout.sampling import sample_tokens, uniforms
 from dunwu.types import DunwuError, SamplingParams
 
@@ -33,9 +33,7 @@ def stream(
     model.eval()
     try:
         capacity = len(prompt_ids) + params.max_tokens
-        cache = KVCache(
-            model.config, torch.zeros(1, dtype=torch.long, device=device), capacity, model.head_weight.dtype
-        )
+        cache = model.new_cache(torch.zeros(1, dtype=torch.long, device=device), capacity)
         ids = torch.tensor([list(prompt_ids)], device=device)
         seeds = torch.tensor([seed])
         for position in range(params.max_tokens):

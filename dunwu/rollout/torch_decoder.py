@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dunwu.model.transformer import KVCache, Transformer
+from dunwu.model.cache import KVCache
+from dunwu.model.transformer import Transformer
 from dunwu.rollout.sampling import sample_tokens, uniforms
 from dunwu.rollout.steps import EagerStep, GraphStep, Step
 from dunwu.types import SamplingParams
@@ -75,7 +76,7 @@ class TorchDecoder:
         longest = max(len(prompt) for prompt in prompts)
         pad = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        cache = KVCache(self.model.config, pad, longest + room, self.model.head_weight.dtype)
+        cache = self.model.new_cache(pad, longest + room)
         hidden = self.model.hidden(ids, cache=cache)
         return cache, hidden[:, -1] @ self.model.head_weight.T
 

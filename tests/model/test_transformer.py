@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from dunwu.model.attention import causal_attention
 from dunwu.model.config import PRESETS, ModelConfig, model_preset
 from dunwu.model.hf import from_hf_config, load_model, save_model
-from dunwu.model.transformer import KVCache, Transformer
+from dunwu.model.cache import KVCache
+from dunwu.model.transformer import Transformer
 from dunwu.types import DunwuError, UsageError
 
 SMALL = ModelConfig(vocab_size=97, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=96)
@@ -128,7 +129,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DunwuError, match=r"does not fit its config\.json"):
         load_model(tmp_path)
     with pytest.raises(DunwuError, match="model_type"):
-        from_hf_config({"model_type": "llama"})
+        from_hf_config({"model_type": "gpt2"})
 
 
 def test_impossible_shapes_are_refused() -> None:
