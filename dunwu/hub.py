@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dunwu.types import DunwuError
 
-FILES = ("*.json", "*.safetensors", "merges.txt", "vocab.json")
+FILES = ("*.json", "*.jinja", "*.safetensors", "merges.txt")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 Status = Literal["ok", "unparsable", "timeout", "error"]
@@ -127,7 +130,9 @@ class Completion:
     `token_ids` (T,) ends with the stop token if `finish_reason` is "stop";
     `sampler_logprobs` (T,) are nats under the distribution actually sampled from;
     `text` has the stop token removed; `weight_version` is the number of optimizer
-    steps the sampling weights had seen.
+    steps the sampling weights had seen. `routing` (P + T - 1, layers, K) are the experts
+    that each of the P prompt tokens and of the completion's but the last was sent to, if the
+    sampler has experts and tells.
     """
 
     text: str
@@ -136,6 +141,7 @@ class Completion:
     finish_reason: FinishReason
     seed: int
     weight_version: int = 0
+    routing: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

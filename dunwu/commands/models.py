@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+from typing import Any
 
-from dunwu.commands.command import DATA, SEED, SET, TASK, Command, Result, arg, print_table, show_nothing
+from dunwu.commands.command import DATA, SEED, SET, TASK, Command, Result, arg, show_nothing
 from dunwu.types import UsageError
 
 _MODEL = arg("model", metavar="MODEL", help="a model folder, or a run's stage such as runs/x:r1-zero")
@@ -65,32 +67,69 @@ EVAL = Command(
 )
 
 
-def _peek(args: argparse.Namespace) -> Result:
-    from dunwu.store import resolve_model
+class _Omissible(argparse.Action):
+    """A positional that may be missing. argparse settles its own, "?", at the first flag, and loses a word behind it."""
 
-    model = resolve_model(args.model)
-    other = resolve_model(args.compare) if args.compare else None
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.required = False
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None) -> None:
+        setattr(namespace, self.dest, values)
+
+
+def _peek(args: argparse.Namespace) -> Result:
+    models, text = _models_and_text(args)
     from dunwu.eval.peek import peek
 
-    return peek(str(model), args.text, args.top, str(other) if other else None)
+    return peek(models[0], text, args.top, models[1:], args.chat, args.device)
+
+
+def _models_and_text(args: argparse.Namespace) -> tuple[list[str], str]:
+    """Which words are models, and which one is the text.
+
+    `--compare` takes every word behind it: in `--compare A B TEXT` the last is the text; and in `TEXT --compare A B` the
+    text stands in MODEL's place. Of the two the text is the one that looks less like a model.
+    """
+    from dunwu.eval.peek import is_run, names_model
+    from dunwu.hub import is_hub_name
+
+    words = [word for word in (args.model, args.text) if word is not None]
+    models, text = [*words, *args.compare], args.given_text
+    if text is None and len(words) == 2:
+        text = models.pop(1)
+    elif text is None and models:
+        ends = (len(models) - 1, 0) if words else (len(models) - 1,)
+        place = min(ends, key=lambda end: 2 if names_model(models[end]) else int(is_hub_name(models[end])))
+        text = None if names_model(models[place]) else models.pop(place)
+    if text is None or not models:
+        missing = "there is no text to continue" if models else "there is no model to look into"
+        raise UsageError(f"peek: {missing}", "dunwu peek MODEL TEXT [--compare MODEL2], or --text TEXT anywhere")
+    if args.compare and len(models) == 1 and not is_run(models[0]):
+        raise UsageError(f"peek: {models[0]} has nothing beside it", "name two models and a text")
+    return models, text
 
 
 def _show_peek(result: Result) -> None:
-    for model, table in (("model", "next"), ("compare", "compare_next")):
-        if table in result:
-            print(result[model])
-            print_table([[f"{row['id']}", repr(row["token"]), f"{row['probability']:.4f}"] for row in result[table]])
+    from dunwu.eval.peek_view import peek_lines
+    from dunwu.serve.terminal import wants_colour
+
+    width = shutil.get_terminal_size((100, 24)).columns
+    print("\n".join(peek_lines(result, width, wants_colour(sys.stdout))))
 
 
 PEEK = Command(
-    "next-token table: id, token, probability",
+    "next-token tables: of a model, of several side by side, of every stage of a run",
     _peek,
     _show_peek,
     (
-        _MODEL,
-        arg("text", metavar="TEXT", help="what the model continues"),
-        arg("--top", type=int, default=10, help="rows (10)"),
-        arg("--compare", metavar="MODEL2", help="a second model, beside the first"),
+        arg("model", metavar="MODEL", action=_Omissible, help="a model folder, RUN:STAGE, or a run: all its models"),
+        arg("text", metavar="TEXT", action=_Omissible, help="what the models continue"),
+        arg("--top", type=int, default=10, help="rows of each model (10)"),
+        arg("--compare", nargs="+", default=[], metavar="MODEL2", help="models beside the first, each a column"),
+        arg("--text", dest="given_text", metavar="TEXT", help="the text, where words could be mistaken"),
+        arg("--chat", action="store_true", help="the text is a user's turn: how does the reply begin?"),
+        arg("--device", default="auto", help="cpu, cuda, mps or auto"),
     ),
 )
 

@@ -36,6 +36,17 @@ CHAT_TEMPLATE = (
     "{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+"""What `data.chat` writes, as Jinja for other programs. The model writes <think> itself, nothing is opened for it. That
+llama.cpp tells thinking from answer depends on the line that renders `reasoning_content`. `enable_thinking` has no effect:
+no turn a model is trained on says that it shall not think, and an empty thought put before its reply is not believed."""
+GO_TEMPLATE = """\
+{{- range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 -}}
+<|im_start|>{{ .Role }}
+{{ if and $last (eq .Role "assistant") .Thinking }}<think>{{ .Thinking }}</think>
+{{ end }}{{ .Content }}{{ if or (not $last) (ne .Role "assistant") }}<|im_end|>
+{{ end }}{{ if and $last (ne .Role "assistant") }}<|im_start|>assistant
+{{ end }}{{ end }}"""
+"""The same for ollama where it does not read the Jinja of a GGUF; it leaves the assistant's last turn open."""
 
 QWEN2_CONFIG: dict[str, Any] = {
     "tokenizer_class": "Qwen2Tokenizer",

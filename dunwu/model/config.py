@@ -284,14 +284,56 @@ PRESETS: dict[str, ModelConfig] = {
 }
 """Named shapes; the name says the parameters outside the embedding, roughly."""
 
+ARCHITECTURES = ("dense", "mla", "moe", "moe-mla", "v3")
+"""What such a shape may be built of: Qwen2's parts, latent attention, experts (Qwen3-MoE's parts), both as in V3, both
+and multi-token prediction."""
 
-def model_preset(name: str, vocab_size: int) -> ModelConfig:
-    """The preset `name` with this vocabulary.
+
+def model_preset(name: str, vocab_size: int, arch: str = "dense") -> ModelConfig:
+    """The preset `name` with this vocabulary, built as `arch` says.
 
     Example:
         >>> model_preset("0.8M", 1024).num_layers
         4
+        >>> v3 = model_preset("0.8M", 1024, "moe-mla")
+        >>> v3.active_parameters / model_preset("0.8M", 1024).num_parameters, v3.moe.experts
+        (0.99..., 8)
     """
     if name not in PRESETS:
         raise UsageError(f"no model size '{name}'", "choose from " + ", ".join(PRESETS))
-    return replace(PRESETS[name], vocab_size=vocab_size)
+    if arch not in ARCHITECTURES:
+        raise UsageError(f"no architecture '{arch}'", "choose from " + ", ".join(ARCHITECTURES))
+    dense = replace(PRESETS[name], vocab_size=vocab_size)
+    config = dense if arch in ("dense", "moe") else _latent(dense)
+    if arch == "moe":
+        config = replace(config, qkv_bias=False, qk_norm=True)
+    if arch in ("dense", "mla"):
+        return _as_large(config, dense)
+    config = replace(config, mtp_depth=int(arch == "v3"))
+    return _as_large(config, dense, _experts(config))
+
+
+def _latent(dense: ModelConfig) -> ModelConfig:
+    """Latent attention with heads as wide as the dense ones. V3's proportions do not fit so small a width, where four
+    heads' worth of latent would be all of it: the latent has half the width, the queries' three quarters."""
+    head, width = dense.head_dim, dense.hidden_size
+    mla = MlaShape(width // 2, head // 2, head // 2, head, q_rank=width * 3 // 4)
+    return replace(dense, qkv_bias=False, num_kv_heads=dense.num_heads, mla=mla)
+
+
+def _experts(config: ModelConfig) -> MoeShape:
+    """8 routed experts, 2 of them for a token; under V3's gate one shared, a dense layer at the bottom, 4 groups of which 2."""
+    if config.mla is None:
+        return MoeShape(experts=8, per_token=2, width=16, gate="softmax")
+    return MoeShape(experts=8, per_token=2, width=16, shared=1, first_dense=1, groups=4, top_groups=2, scale=2.0)
+
+
+def _as_large(config: ModelConfig, dense: ModelConfig, moe: MoeShape | None = None) -> ModelConfig:
+    """`config` with feed-forwards of such widths that every token passes as many weights as in `dense`."""
+    d = config.hidden_size
+    room = dense._attention_weights() + 3 * d * dense.intermediate_size - config._attention_weights()
+    config = replace(config, intermediate_size=round(room / (3 * d) / 32) * 32)
+    if moe is None:
+        return config
+    width = (room - d * moe.experts) / (3 * d * (moe.per_token + moe.shared))
+    return replace(config, moe=replace(moe, width=round(width / 16) * 16))

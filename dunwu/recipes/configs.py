@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from dunwu.model.config import model_preset
 from dunwu.tasks.countdown import CountdownConfig
 from dunwu.train.config import GrpoConfig, PretrainConfig
 from dunwu.types import UsageError
@@ -42,6 +43,8 @@ class R1ZeroConfig:
 
     model: str = "0.8M"
     """Size preset of the model trained from scratch."""
+    arch: str = "dense"
+    """What it is built of: dense, mla, moe, moe-mla, or v3 (moe-mla with multi-token prediction), all with as many weights a token."""
     vocab_size: int = 1024
     """Tokenizer size."""
     tokenizer_pages: int = 20_000
@@ -71,6 +74,7 @@ class R1ZeroConfig:
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
+        model_preset(self.model, self.vocab_size, self.arch)
         self.world.validate()
         self.pretrain.validate()
         self.grpo.validate()
@@ -190,6 +194,8 @@ class PretrainRunConfig:
     """Share at every source's end that is never trained on: bytes of a text, documents of records, tokens of shards."""
     model: str = "2M"
     """Size preset of the model."""
+    arch: str = "dense"
+    """What it is built of: dense, mla, moe, moe-mla, or v3 (moe-mla with multi-token prediction), all with as many weights a token."""
     vocab_size: int = 1024
     """Size of the tokenizer trained on the training part."""
     tokenizer_bytes: int = 100_000_000

@@ -15,8 +15,9 @@ from dunwu.recipes.grpo_config import GrpoRunConfig
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.reinforce import held_out_point, open_learner, reinforce, save_learner
 from dunwu.recipes.stages import data_digest, file_digest, model_digest
+from dunwu.recipes.user_models import model_folder
 from dunwu.rollout.engine import Engine
-from dunwu.store import Artifact, resolve_model
+from dunwu.store import Artifact
 from dunwu.tasks import get_task, task_options
 from dunwu.tasks.rewards import RewardFunctions, load_reward
 from dunwu.types import SamplingParams, Task, UsageError
@@ -29,7 +30,7 @@ def run(run: Run, config: GrpoRunConfig) -> None:
     """The recipe `grpo`."""
     config.validate()
     task = make_task(config)
-    folder = resolve_model(config.model, run.store)
+    folder = model_folder(run, config.model)
     check_room(folder, task, config, run.seed)
     prepare_torch(config.device)
     learned = learn(run, config, folder, task)
@@ -63,7 +64,7 @@ def learn(run: Run, config: GrpoRunConfig, folder: Path, task: Task) -> Artifact
     device, settings, seed = resolve_device(config.device), config.grpo, run.seed
 
     def build(work: Path) -> dict[str, object]:
-        learner, encoder, state = open_learner(work, folder, settings, device)
+        learner, encoder, state = open_learner(work, folder, settings, device, config.lora, seed)
         engine = Engine(learner.policy, encoder, lambda: learner.optimizer.version)
         params = SamplingParams(max_tokens=settings.max_tokens)
 
@@ -77,8 +78,9 @@ def learn(run: Run, config: GrpoRunConfig, folder: Path, task: Task) -> Artifact
         last = reinforce(
             run, "grpo", learner, engine, encoder, task, settings, seed, work, state, config.save_every, on_step
         )
-        save_learner(learner, encoder, work)
-        return {"held_out_accuracy": last["held_out"], "before": last["before"], "steps": settings.steps}
+        save_learner(learner, encoder, work, folder)
+        figures = {"held_out_accuracy": last["held_out"], "before": last["before"], "steps": settings.steps}
+        return figures | ({"trained_parameters": learner.optimizer.master.numel()} if config.lora.rank else {})
 
     return run.stage("grpo", build, _key(config, folder, seed), version=COMPUTED)
 
@@ -96,4 +98,5 @@ def _key(config: GrpoRunConfig, folder: Path, seed: int) -> dict[str, Any]:
         "grpo": config.grpo,
         "curve": [config.held_out, config.held_out_every],
         "seed": seed,
+        **config.lora.key,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import isfinite
 
+from dunwu.model.lora_config import LoraConfig
 from dunwu.train.config import GrpoConfig
 from dunwu.types import UsageError
 
@@ -29,6 +30,8 @@ class GrpoRunConfig:
     """Weight of the task's own score beside those functions."""
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     """The reinforcement learning."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters instead of full training, from rank 1 on; the artifact then has them in `adapter/` as well."""
     held_out: int = 128
     """Validation problems behind each point of the held-out curve."""
     held_out_every: int = 10
@@ -51,7 +54,10 @@ class GrpoRunConfig:
             raise UsageError("task_weight without reward functions", "add --reward FILE.py:FUNCTION, or leave it out")
         if min(self.held_out, self.held_out_every, self.save_every, self.grpo.steps) < 1:
             raise UsageError("held_out, held_out_every, save_every and grpo.steps begin at 1", "raise the one below 1")
+        if self.lora.dropout:
+            raise UsageError(f"lora.dropout is {self.lora.dropout}", "leave it out: what is trained is what sampled")
         self.grpo.validate()
+        self.lora.validate()
 
 
 GRPO_PRESETS: dict[str, GrpoRunConfig] = {

@@ -45,7 +45,7 @@ from dunwu.train.pretrain import held_out_text
 def run(run: Run, config: PretrainRunConfig) -> None:
     """The recipe `pretrain`."""
     config.validate()
-    model_preset(config.model, config.vocab_size)  # a wrong name is told before the text is read
+    model_preset(config.model, config.vocab_size, config.arch)  # a wrong name is told before the text is read
     prepare_torch(config.device)
     check_tasks(config.in_context)
     sources = parse_sources(config.data, bool(config.tokenizer))
@@ -166,5 +166,6 @@ def pretrain(
         tokens,
         held_out,
         open_mixture=open_mixture if mixed else None,
+        arch=config.arch,
         **also,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from dunwu import machine
 from dunwu.data.mixture import MixedShards
 from dunwu.data.shards import PackedShards
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
-from dunwu.disk import write_atomically
+from dunwu.disk import plain, write_atomically
 from dunwu.log import Progress, Run
 from dunwu.model.config import model_preset
 from dunwu.model.hf import resolve_dtype, save_model
@@ -32,8 +31,6 @@ MODEL = "model"
 
 HeldOut = Callable[[Transformer, bool], dict[str, float]]
 """(the model now, is this the end?) → metrics; those named `pretrain/NAME` also become the stage's headline."""
-LATER_FIELDS = {"context_steps": ()}
-"""Fields that came after results were recorded: they stand in a key only where they are not what was done before."""
 
 
 def base_stage(
@@ -47,6 +44,7 @@ def base_stage(
     held_out: HeldOut,
     stage: str = "base",
     open_mixture: Callable[[], MixedShards] | None = None,
+    arch: str = "dense",
     **also: Any,
 ) -> Artifact:
     """Train a model of preset `size` from scratch on `tokens/train`.
@@ -56,6 +54,7 @@ def base_stage(
         tokens: artifact whose sub-folder `train` holds token shards.
         held_out: called every `eval_every` updates and at the end.
         stage: its name in the run; a student's base has its own.
+        arch: what the model is built of, from `ARCHITECTURES`.
         open_mixture: opens the windows to train on, instead of `tokens/train`; `also` then says what they are.
         also: further settings that decide what `held_out` measures, for the artifact's key.
     """
@@ -64,7 +63,7 @@ def base_stage(
 
     def build(work: Path) -> dict[str, object]:
         encoder = load_tokenizer(vocabulary.path)
-        model = Transformer(model_preset(size, encoder.vocab_size))
+        model = Transformer(model_preset(size, encoder.vocab_size, arch))
         model.init_weights(torch.Generator().manual_seed(derive_seed("init", seed)))
         model.to(device=device, dtype=dtype)
         shards = open_mixture() if open_mixture else PackedShards(tokens.path / "train", settings.context, seed)
@@ -76,9 +75,10 @@ def base_stage(
         encoder.save(work / MODEL, model.config.max_position_embeddings)
         return figures
 
-    record = {name: value for name, value in asdict(settings).items() if name != "save_every"}
-    record = {name: value for name, value in record.items() if name not in LATER_FIELDS or value != LATER_FIELDS[name]}
+    record = {name: value for name, value in plain(settings, all_fields=False).items() if name != "save_every"}
     key = {"model": size, "pretrain": record, "seed": seed, "dtype": str(dtype), **also}
+    if arch != "dense":
+        key["arch"] = arch
     return run.stage(stage, build, key, [vocabulary, tokens], version=COMPUTED)
 
 
@@ -121,6 +121,8 @@ def _train(
     tokens = settings.steps * settings.rows * settings.context
     headline: dict[str, object] = {k.removeprefix("pretrain/"): v for k, v in scores.items() if k.count("/") == 1}
     headline |= {"parameters": model.config.num_parameters, "tokens": tokens}
+    if model.config.moe:
+        headline["active_parameters"] = model.config.active_parameters
     return headline | {"tokens_per_second": tokens / seconds}
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dunwu.model.config import model_preset
 from dunwu.rollout.judge import JudgeConfig
 from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig
 from dunwu.train.distill_config import DistillConfig
@@ -267,6 +268,8 @@ class R1Config:
 
     model: str = "0.8M"
     """Size preset of the model trained from scratch."""
+    arch: str = "dense"
+    """What it is built of: dense, mla, moe, moe-mla, or v3 (moe-mla with multi-token prediction), all with as many weights a token."""
     vocab_size: int = 1536
     """Tokenizer size."""
     tokenizer_pages: int = 30_000
@@ -322,6 +325,7 @@ class R1Config:
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
+        model_preset(self.model, self.vocab_size, self.arch)
         own: tuple[Settings, ...] = (
             self.world,
             self.crawl,

@@ -19,6 +19,8 @@ from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
 from dunwu.model.hf import load_model, save_model
+from dunwu.model.lora_config import LoraConfig
+from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.config import GrpoConfig
@@ -35,22 +37,29 @@ OnStep = Callable[[int], Mapping[str, float]]
 
 
 def open_learner(
-    work: Path, folder: Path, config: GrpoConfig | DistillConfig, device: str
+    work: Path,
+    folder: Path,
+    config: GrpoConfig | DistillConfig,
+    device: str,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
 ) -> tuple[Learner, Tokenizer, dict[str, Any]]:
     """The model of `folder` with a fresh optimizer, or, if `work` holds a checkpoint, both as they were there.
+
+    Args:
+        lora: if its rank is not 0, adapters are trained, and the model is frozen; `seed` is theirs.
 
     Returns:
         the learner, the folder's tokenizer, and the checkpoint's state ({"step": steps done, …}; step 0 without one).
     """
     encoder = load_tokenizer(folder)
     model = load_model(folder, device)
+    fit_adapters(model, lora, seed)
     optimizer = MasterAdamW(model, config.betas, weight_decay=config.weight_decay)
     learner = Learner(model, optimizer)
     state, reference = restore(work, optimizer)
     if reference:
-        learner.refresh_reference()
-        assert learner.reference is not None
-        learner.reference.load_state_dict({k.removeprefix(REFERENCE): t for k, t in reference.items()})
+        learner.load_reference({k.removeprefix(REFERENCE): t for k, t in reference.items()})
     return learner, encoder, state
 
 
@@ -118,12 +127,16 @@ def held_out_point(
 def save_state(work: Path, learner: Learner, state: Mapping[str, Any]) -> None:
     """A checkpoint: weights, moments, the reference if there is one, and a small record."""
     tensors = dict(learner.optimizer.state())
-    if learner.reference is not None:
-        tensors |= {f"{REFERENCE}{name}": t for name, t in learner.reference.state_dict().items()}
+    tensors |= {f"{REFERENCE}{name}": t for name, t in learner.reference_state().items()}
     save_checkpoint(work, tensors, {**state, "version": learner.optimizer.version})
 
 
-def save_learner(learner: Learner, encoder: Tokenizer, work: Path) -> None:
-    """The policy with its tokenizer as the artifact's model folder."""
+def save_learner(learner: Learner, encoder: Tokenizer, work: Path, base: Path | None = None) -> None:
+    """The policy with its tokenizer as the artifact's model folder, adapters merged and kept beside it.
+
+    Args:
+        base: the folder it was opened from.
+    """
+    keep_adapter(learner.policy, work, base)
     save_model(learner.policy, work / MODEL, encoder.end_id, encoder.stop_ids)
     encoder.save(work / MODEL, learner.policy.config.max_position_embeddings)

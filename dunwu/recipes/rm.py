@@ -23,12 +23,15 @@ from dunwu.disk import write_atomically
 from dunwu.eval.calibration import ScoredPair, pairwise_report, pointwise_report
 from dunwu.log import Progress, Run, read_json
 from dunwu.model.hf import from_hf_config, load_model, resolve_dtype
+from dunwu.model.lora_config import LoraConfig
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
+from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.rm_config import RmRunConfig
 from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.recipes.user_data import Unusable, tell_bad_rows, write_bad_rows
-from dunwu.store import Artifact, resolve_model
+from dunwu.recipes.user_models import model_folder
+from dunwu.store import Artifact
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.reward_model import Meaning, RewardModel, calibrated, save_reward_model, score_ids
@@ -72,7 +75,7 @@ def run(run: Run, config: RmRunConfig) -> None:
     """The recipe `rm`."""
     config.validate()
     prepare_torch(config.device)
-    folder = resolve_model(config.model, run.store)
+    folder = model_folder(run, config.model)
     check_fit(folder, config.context)
     key = {"model": model_digest(folder), "files": [[file, file_digest(file)] for file in config.data]}
     made = reward_stage(
@@ -85,6 +88,7 @@ def run(run: Run, config: RmRunConfig) -> None:
         device=config.device,
         held_out_every=config.held_out_every,
         save_every=config.save_every,
+        lora=config.lora,
     )
     tell_bad_rows(run, made)
     figures = made.meta["metrics"]
@@ -131,6 +135,7 @@ def reward_stage(
     device: str = "auto",
     held_out_every: int = 20,
     save_every: int = 20,
+    lora: LoraConfig | None = None,
 ) -> Artifact:
     """Train a scalar head on the model of `folder`; checkpoints on the way, calibration at the end.
 
@@ -139,6 +144,7 @@ def reward_stage(
         key: what decides model and rows, besides `inputs`.
         held_out_every: updates between held-out figures.
         save_every: updates between checkpoints.
+        lora: if its rank is not 0, adapters are trained instead of the decoder, and the head.
 
     Raises:
         DunwuError: no usable rows, or of one conversation only; the numbers go bad.
@@ -160,7 +166,9 @@ def reward_stage(
             what = f"balancing lengths left none of {len(training)} pairs: chosen replies are always longer, or shorter"
             raise DunwuError(what, "use --no_length_balance, or give pairs of comparable lengths")
         model = RewardModel.from_model(load_model(folder, device, dtype), derive_seed("rm head", run.seed))
+        adapted = fit_adapters(model, lora, run.seed, also=("score",))
         _train(run, name, model, rows, judged, settings, work, held_out_every, save_every)
+        keep_adapter(model, work, folder)  # before it is measured, so that the figures are those of the saved model
         sides = score_sides(model, judged, settings)
         report = calibration(judged, sides, settings)
         meaning = calibrated(
@@ -170,9 +178,10 @@ def reward_stage(
         write_atomically(work / CALIBRATION, json.dumps(report, indent=1) + "\n")
         counts = {"rows": len(rows), "held_out_rows": len(judged), "bad_rows": len(bad)}
         counts |= {"length_dropped": len(training) - len(rows), "updates": rm_steps(rows, settings)}
-        return counts | headline(report)
+        return counts | headline(report) | adapted
 
     lineage = {"rm": settings, "seed": run.seed, "dtype": str(dtype), "held_out_every": held_out_every, **key}
+    lineage |= lora.key if lora else {}
     return run.stage(name, build, lineage, inputs, version=COMPUTED)
 
 
@@ -226,6 +235,7 @@ def _train(
     optimizer = MasterAdamW(model, settings.betas, weight_decay=settings.weight_decay)
     start, total = restore(work, optimizer)[0]["step"], rm_steps(rows, settings)
     with Progress(total, name, "updates", start=start) as progress:
+        _seed_dropout(run.seed, start)
         for step in train_rm(model, optimizer, rows, settings, run.seed, start, work):
             metrics = dict(step.metrics)
             if step.n % held_out_every == 0 or step.n == total:
@@ -234,6 +244,12 @@ def _train(
             if step.n % save_every == 0 or step.n == total:
                 save_checkpoint(work, optimizer.state(), {"step": step.n, "version": optimizer.version})
             progress.update(step.n, loss=step.metrics["rm/loss"], accuracy=step.metrics["rm/accuracy"])
+            _seed_dropout(run.seed, step.n)
+
+
+def _seed_dropout(seed: int, step: int) -> None:
+    """Before update `step` (0-based): the adapters' dropout is the only user of the global generator."""
+    torch.manual_seed(derive_seed("dropout", seed, step))
 
 
 def held_out_figures(model: RewardModel, judged: Sequence[Case], settings: RmConfig) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
+from dunwu.model.lora_config import LoraConfig
 from dunwu.train.rm_config import RmConfig
 from dunwu.types import UsageError
 
@@ -16,6 +17,8 @@ class RmRunConfig(RmConfig):
     """Model folder in Hugging Face's layout, or RUN:STAGE, that gets the scalar head."""
     data: tuple[str, ...] = ()
     """JSONL files: pairs (messages, chosen, rejected), or conversations whose meta says "safe": true or false."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters instead of full training, from rank 1 on; the artifact then has them in `adapter/` as well."""
     held_out_every: int = 20
     """Updates between held-out figures."""
     save_every: int = 20
@@ -26,7 +29,7 @@ class RmRunConfig(RmConfig):
     @property
     def rm(self) -> RmConfig:
         """The training's settings alone."""
-        return RmConfig(**{field.name: getattr(self, field.name) for field in fields(RmConfig)})
+        return RmConfig(**{setting.name: getattr(self, setting.name) for setting in fields(RmConfig)})
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
@@ -37,6 +40,7 @@ class RmRunConfig(RmConfig):
         if self.held_out_every < 1 or self.save_every < 1:
             raise UsageError("held_out_every and save_every begin at 1", "raise the one below 1")
         self.rm.validate()
+        self.lora.validate()
 
 
 RM_PRESETS: dict[str, RmRunConfig] = {

@@ -14,11 +14,13 @@ from dunwu.log import Progress, Run
 from dunwu.model.hf import load_model, resolve_dtype, save_model
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.model.transformer import Transformer
+from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.sft_config import SftRunConfig
 from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.recipes.user_data import Unusable, tell_bad_rows, write_bad_rows
-from dunwu.store import Artifact, resolve_model
+from dunwu.recipes.user_models import model_folder
+from dunwu.store import Artifact
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.sft import sft, sft_loss, sft_steps, trainable
@@ -31,7 +33,7 @@ def run(run: Run, config: SftRunConfig) -> None:
     """The recipe `sft`."""
     config.validate()
     prepare_torch(config.device)
-    folder = resolve_model(config.model, run.store)
+    folder = model_folder(run, config.model)
     require_turns(load_tokenizer(folder))
     data = chat_data(run, config, folder)
     tell_bad_rows(run, data)
@@ -69,14 +71,17 @@ def fine_tune(run: Run, config: SftRunConfig, folder: Path, data: Artifact) -> A
         encoder = load_tokenizer(folder)
         model = load_model(folder, device, dtype)
         check_fit(model, encoder, config.sft.context)
+        adapted = fit_adapters(model, config.lora, run.seed)
         train, held_out = (_encoded(data.path / name, encoder) for name in (TRAIN, HELD_OUT))
         figures = _train(run, config, work, model, train, held_out)
+        keep_adapter(model, work, folder)
         save_model(model, work / MODEL, encoder.end_id, encoder.stop_ids)
         encoder.for_chat().save(work / MODEL, model.config.max_position_embeddings)
-        return {"examples": len(train), **figures, "parameters": model.config.num_parameters}
+        return {"examples": len(train), **figures, "parameters": model.config.num_parameters, **adapted}
 
     settings = {"model": model_digest(folder), "sft": config.sft, "eval_every": config.eval_every, "seed": run.seed}
-    return run.stage("sft", build, settings | {"dtype": str(dtype)}, [data], version=COMPUTED)
+    settings |= {"dtype": str(dtype), **config.lora.key}
+    return run.stage("sft", build, settings, [data], version=COMPUTED)
 
 
 def _train(

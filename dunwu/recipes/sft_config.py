@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dunwu.model.lora_config import LoraConfig
 from dunwu.train.config import Precision, SftConfig
 from dunwu.types import UsageError
 
@@ -20,6 +21,8 @@ class SftRunConfig:
     """Share of the conversations that is never trained on; 0 for none. Equal conversations stay on one side."""
     sft: SftConfig = field(default_factory=SftConfig)
     """The training."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters instead of full training, from rank 1 on; the artifact then has them in `adapter/` as well."""
     eval_every: int = 50
     """Updates between held-out losses."""
     save_every: int = 50
@@ -40,6 +43,7 @@ class SftRunConfig:
         if min(self.eval_every, self.save_every) < 1:
             raise UsageError("eval_every and save_every count from 1", "raise the one below 1")
         self.sft.validate()
+        self.lora.validate()
 
 
 SFT_PRESETS: dict[str, SftRunConfig] = {

@@ -67,6 +67,8 @@ class PagesConfig(Protocol):
     @property
     def model(self) -> str: ...
     @property
+    def arch(self) -> str: ...
+    @property
     def vocab_size(self) -> int: ...
     @property
     def tokenizer_pages(self) -> int: ...
@@ -150,7 +152,7 @@ def base(run: Run, config: PagesConfig, seed: int, vocabulary: Artifact, tokens:
     """Pretrain a base on the shards."""
 
     held_out = held_out_losses(tokens.path / "valid", config.pretrain.context, seed)
-    return base_stage(run, config.model, config.pretrain, seed, config.device, vocabulary, tokens, held_out)
+    return base_stage(run, config.model, config.pretrain, seed, config.device, vocabulary, tokens, held_out, arch=config.arch)
 
 
 def held_out_losses(folder: Path, context: int, seed: int) -> HeldOut:

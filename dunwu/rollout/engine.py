@@ -8,8 +8,10 @@ randomness comes from its own seed. The engine holds no copy of the weights, so 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.model.transformer import Transformer
@@ -91,16 +93,20 @@ class Engine:
     ) -> list[Completion]:
         used = sorted({p for p, _ in flat})
         place = {p: row for row, p in enumerate(used)}
-        tokens, logprobs, lengths = self._decoder.draw(
+        drawn = self._decoder.draw(
             [prompts[p] for p in used], [place[p] for p, _ in flat], [seed for _, seed in flat], params
         )
+        routing = [experts.numpy() for experts in drawn.routing] if drawn.routing else [None] * len(flat)
+        rows = zip(drawn.tokens, drawn.logprobs, drawn.lengths.tolist(), flat, routing, strict=True)
         return [
-            self._completion(ids_T[:length].tolist(), logprobs_T[:length].tolist(), seed, version)
-            for ids_T, logprobs_T, length, (_, seed) in zip(tokens, logprobs, lengths.tolist(), flat, strict=True)
+            self._completion(ids_T[:length].tolist(), logprobs_T[:length].tolist(), seed, version, experts)
+            for ids_T, logprobs_T, length, (_, seed), experts in rows
         ]
 
-    def _completion(self, ids: list[int], logprobs: list[float], seed: int, version: int) -> Completion:
+    def _completion(
+        self, ids: list[int], logprobs: list[float], seed: int, version: int, routing: NDArray[Any] | None
+    ) -> Completion:
         stopped = len(ids) > 0 and ids[-1] in self.stop_ids
         reason: FinishReason = "stop" if stopped else "length"
         text = self.tokenizer.decode(ids[:-1] if stopped else ids)
-        return Completion(text, tuple(ids), tuple(logprobs), reason, seed, version)
+        return Completion(text, tuple(ids), tuple(logprobs), reason, seed, version, routing)

@@ -12,6 +12,7 @@ from dunwu.model.gqa import Attention
 from dunwu.model.layers import FeedForward
 from dunwu.model.transformer import Transformer
 from dunwu.native.decode import DecoderWeights, LayerWeights, generate, supports
+from dunwu.rollout.torch_decoder import Draws
 from dunwu.types import SamplingParams
 
 
@@ -42,13 +43,13 @@ class NativeDecoder:
 
     def draw(
         self, prompts: Sequence[Sequence[int]], parents: Sequence[int], seeds: Sequence[int], params: SamplingParams
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Draws:
         """As `TorchDecoder.draw`."""
         cos, sin = self.model.rope(max(map(len, prompts)) + params.max_tokens)
         drawn = generate(
             self._weights(), cos, sin, prompts, parents, seeds, self.stop_ids, params, torch.get_num_threads()
         )
-        return drawn.tokens, drawn.logprobs, drawn.lengths
+        return Draws(drawn.tokens, drawn.logprobs, drawn.lengths)
 
     def _weights(self) -> DecoderWeights:
         shape, decoder = self.model.config, self.model.model

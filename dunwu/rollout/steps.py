@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dunwu.model.cache import KVCache
+from dunwu.model.moe import Routing
 from dunwu.model.transformer import Transformer
 
 WINDOW = 256
@@ -24,6 +25,9 @@ WINDOW = 256
 
 class Step(Protocol):
     """What the decoder's loop asks for."""
+
+    routing: Routing | None
+    """What the routers of a model with experts chose in the last call."""
 
     def rebuild(self, remaining: int, rows: int) -> bool:
         """Whether a batch of so many rows, `remaining` of them unfinished, should be rebuilt without the others."""
@@ -40,12 +44,16 @@ class EagerStep:
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self.model, self.cache = model, cache
+        self.routing: Routing | None = None
 
     def rebuild(self, remaining: int, rows: int) -> bool:
         return remaining <= 0.85 * rows
 
     def __call__(self, last_B: Tensor) -> Tensor:
-        return self.model.hidden(last_B[:, None], cache=self.cache)[:, -1] @ self.model.head_weight.T
+        self.routing = Routing() if self.model.config.moe else None
+        return (
+            self.model.hidden(last_B[:, None], cache=self.cache, routing=self.routing)[:, -1] @ self.model.head_weight.T
+        )
 
     def select(self, rows: Tensor) -> None:
         self.cache.select(rows)
@@ -102,6 +110,7 @@ class GraphStep:
         while window <= cache.length:
             window *= 2
         self.model, self.cache = model, FixedCache(cache, window)
+        self.routing: Routing | None = None
         self._ids_B1: Tensor | None = None
         self._recording: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 

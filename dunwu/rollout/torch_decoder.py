@@ -10,15 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dunwu.model.cache import KVCache
+from dunwu.model.moe import Routing
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.sampling import sample_tokens, uniforms
 from dunwu.rollout.steps import EagerStep, GraphStep, Step
 from dunwu.types import SamplingParams
+
+
+class Draws(NamedTuple):
+    """Completions of B rows, on the CPU."""
+
+    tokens: Tensor
+    """(B, T), valid up to the row's length."""
+    logprobs: Tensor
+    """(B, T)"""
+    lengths: Tensor
+    """(B,)"""
+    routing: list[Tensor] | None = None
+    """Of a model with experts, a row each: (prompt + completion - 1, layers, K), the experts each token was sent to."""
 
 
 @dataclass
@@ -42,22 +57,20 @@ class TorchDecoder:
     Args:
         model: in evaluation mode.
         stop_ids: tokens that end a row.
-        fixed: steps of fixed shapes, as CUDA graphs where there is CUDA; default: there.
+        fixed: steps of fixed shapes, as CUDA graphs where there is CUDA; default: there, for models without experts,
+            whose shapes follow the load.
     """
 
     def __init__(self, model: Transformer, stop_ids: Sequence[int], fixed: bool | None = None) -> None:
         self.model, self.stop_ids = model, torch.tensor(list(stop_ids))
-        self.fixed = model.head_weight.device.type == "cuda" if fixed is None else fixed
+        usual = model.head_weight.device.type == "cuda" and model.config.moe is None
+        self.fixed = usual if fixed is None else fixed
 
     def draw(
         self, prompts: Sequence[Sequence[int]], parents: Sequence[int], seeds: Sequence[int], params: SamplingParams
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Row i continues `prompts[parents[i]]`.
-
-        Returns:
-            tokens (B, T), valid up to the row's length, logprobs (B, T), lengths (B,); on the CPU.
-        """
-        cache, logits_PV = self._prefill(prompts, params.max_tokens)
+    ) -> Draws:
+        """Row i continues `prompts[parents[i]]`."""
+        cache, logits_PV, prompts_routing = self._prefill(prompts, params.max_tokens)
         parents_B = torch.tensor(list(parents), device=logits_PV.device)
         cache.select(parents_B)
         rows = _Rows(
@@ -67,25 +80,43 @@ class TorchDecoder:
             alive_B=torch.ones(len(seeds), dtype=torch.bool, device=parents_B.device),
         )
         step = GraphStep(self.model, cache) if self.fixed else EagerStep(self.model, cache)
-        tokens_TB, logprobs_TB = self._decode(step, logits_PV[parents_B], rows, params)
-        return tokens_TB.T.cpu(), logprobs_TB.T.cpu(), (tokens_TB >= 0).sum(0).cpu()
+        tokens_TB, logprobs_TB, routing_T = self._decode(step, logits_PV[parents_B], rows, params)
+        lengths_B = (tokens_TB >= 0).sum(0).cpu()
+        routing = None
+        if prompts_routing is not None:
+            steps = torch.stack(routing_T) if routing_T else prompts_routing[0].new_zeros(0, len(seeds), 1, 1)
+            joined = zip(parents, lengths_B.tolist(), range(len(seeds)))
+            routing = [
+                torch.cat((prompts_routing[p], steps[: n - 1, row])) if n > 1 else prompts_routing[p]
+                for p, n, row in joined
+            ]
+        return Draws(tokens_TB.T.cpu(), logprobs_TB.T.cpu(), lengths_B, routing)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[KVCache, Tensor]:
-        """Run each prompt once, left-padded; returns the cache and the logits after the last token."""
+    def _prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[KVCache, Tensor, list[Tensor] | None]:
+        """Run each prompt once, left-padded; returns the cache, the logits after the last token, and the prompts' routing."""
         device = self.model.head_weight.device
         longest = max(len(prompt) for prompt in prompts)
         pad = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         cache = self.model.new_cache(pad, longest + room)
-        hidden = self.model.hidden(ids, cache=cache)
-        return cache, hidden[:, -1] @ self.model.head_weight.T
+        routing = Routing() if self.model.config.moe else None
+        hidden = self.model.hidden(ids, cache=cache, routing=routing)
+        chosen = None
+        if routing:
+            rows = _small(routing).view(len(prompts), longest, *routing.all_chosen().shape[1:])
+            chosen = [row[longest - len(prompt) :] for row, prompt in zip(rows, prompts)]
+        return cache, hidden[:, -1] @ self.model.head_weight.T, chosen
 
-    def _decode(self, step: Step, logits_BV: Tensor, rows: _Rows, params: SamplingParams) -> tuple[Tensor, Tensor]:
-        """Token by token until every row has stopped; returns (T, rows) tokens, -1 after the end, and logprobs."""
+    def _decode(
+        self, step: Step, logits_BV: Tensor, rows: _Rows, params: SamplingParams
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Token by token until every row has stopped; returns (T, rows) tokens, -1 after the end, logprobs, and by
+        token the (rows, layers, K) experts it was sent to."""
         total = len(rows.origin_B)
         stop_ids = self.stop_ids.to(logits_BV.device)
         tokens = torch.full((params.max_tokens, total), -1, device=logits_BV.device)
         logprobs = torch.zeros(params.max_tokens, total, device=logits_BV.device)
+        routing_T: list[Tensor] = []
         for position in range(params.max_tokens):
             u_B = uniforms(rows.seeds_B, position).float().to(logits_BV.device)
             drawn_B, logprobs_B = sample_tokens(logits_BV, params, u_B)
@@ -96,11 +127,22 @@ class TorchDecoder:
             rows.alive_B = live & ~torch.isin(drawn_B, stop_ids)
             remaining = int(rows.alive_B.sum())
             if remaining == 0:
-                return tokens[: position + 1], logprobs[: position + 1]
+                return tokens[: position + 1], logprobs[: position + 1], routing_T
             if step.rebuild(remaining, len(live)):
                 keep = rows.alive_B.nonzero().squeeze(1)
                 rows.select(keep)
                 step.select(keep)
             if position + 1 < params.max_tokens:
                 logits_BV = step(rows.last_B)
-        return tokens, logprobs
+                if step.routing:
+                    chosen = _small(step.routing)
+                    routing_T.append(
+                        chosen.new_zeros(total, *chosen.shape[1:]).index_copy_(0, rows.origin_B.cpu(), chosen)
+                    )
+        return tokens, logprobs, routing_T
+
+
+def _small(routing: Routing) -> Tensor:
+    """(N, layers, K) experts, in a byte each where that is enough, on the CPU."""
+    chosen = routing.all_chosen()
+    return chosen.to("cpu", torch.uint8 if int(chosen.max()) < 256 else torch.int16)

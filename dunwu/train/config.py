@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from dunwu.disk import later
 from dunwu.train.advantages import StdNormalize
 from dunwu.types import UsageError
 
@@ -77,8 +78,18 @@ class PretrainConfig:
     """Updates between held-out losses and sample texts."""
     save_every: int = 200
     """Updates between checkpoints."""
-    context_steps: tuple[tuple[int, float], ...] = ()
+    context_steps: tuple[tuple[int, float], ...] = later(())
     """Growing context: pairs of context and share of the updates, e.g. 64 0.5 128 0.3 256 0.2; the last is `context`."""
+    bias_rate: float = later(0.01)
+    """γ: step of the routers' biases after every update, against the load; 0.001 in V3, which takes far more updates."""
+    balance_loss: float = later(1e-4)
+    """α: weight of the sequence-wise balance loss of models with experts (V3, eq. 17)."""
+    mtp_weight: float = later(0.3)
+    """λ: weight of the loss on the token after the next, of models with `mtp_depth` (V3, 2.2)."""
+    mtp_final: float = later(0.1)
+    """λ in the last part of the training."""
+    mtp_share: float = later(0.67)
+    """Share of the updates before that part; 10 of 14.8 trillion tokens in V3."""
 
     @property
     def steps(self) -> int:
@@ -102,6 +113,15 @@ class PretrainConfig:
     def context_at(self, step: int) -> int:
         """Tokens of a window in update `step`, the first being 0."""
         return next(context for first, context in reversed(self.context_borders) if step >= first)
+
+    def mtp_weight_at(self, step: int) -> float:
+        """λ of update `step`, the first being 0.
+
+        Example:
+            >>> [PretrainConfig(tokens=4, rows=1, context=1).mtp_weight_at(step) for step in range(4)]
+            [0.3, 0.3, 0.3, 0.1]
+        """
+        return self.mtp_weight if step < self.mtp_share * self.steps else self.mtp_final
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work."""
@@ -216,6 +236,10 @@ class GrpoConfig:
     """Tokens before max_tokens over which the soft punishment grows."""
     reward: Literal["rule", "random", "format"] = "rule"
     """What is rewarded: the rules, a coin (control), or the format alone (control)."""
+    bias_rate: float = later(0.01)
+    """γ: with experts, the step of the routers' biases after every step, against the load of its rollouts."""
+    routing_replay: bool = later(True)
+    """With experts: the update sends every token to the experts it was sampled with, so that sampler and trainer agree."""
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work."""

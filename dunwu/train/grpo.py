@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from dunwu.model.transformer import Transformer
 from dunwu.tasks.score import judge_groups
 from dunwu.train.advantages import group_advantages, overlong_penalty
 from dunwu.train.config import GrpoConfig
+from dunwu.train.experts import balance_by, sampled_loads
 from dunwu.train.losses import Tally, add_tallies, policy_loss
 from dunwu.train.optim import MasterAdamW, learning_rate
 from dunwu.train.rows import MicroBatch, Row, micro_batches
@@ -58,8 +59,23 @@ class Learner:
     reference: Transformer | None = None
 
     def refresh_reference(self) -> None:
-        """The reference becomes a frozen copy of the current policy."""
-        self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        """The reference becomes a frozen copy of the current policy; both share what is not trained, all but the adapters
+        under LoRA."""
+        shared = {id(p): p for p in self.policy.parameters() if not p.requires_grad}
+        self.reference = copy.deepcopy(self.policy, shared).eval().requires_grad_(False)
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """The reference's own tensors, without those it shares; {} without a reference."""
+        if self.reference is None:
+            return {}
+        shared = {name for name, p in self.policy.named_parameters() if not p.requires_grad}
+        return {name: t for name, t in self.reference.state_dict().items() if name not in shared}
+
+    def load_reference(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore `reference_state()`."""
+        self.refresh_reference()
+        assert self.reference is not None
+        self.reference.load_state_dict({**self.reference.state_dict(), **tensors})
 
 
 def grpo(
@@ -90,6 +106,8 @@ def grpo(
         metrics = update(learner, rows_of(groups, config), config, lr, seed, step, folder)
         done = time.perf_counter()
         metrics |= group_metrics(groups) | counts
+        if shape := learner.policy.config.moe:
+            metrics |= balance_by(learner.policy, sampled_loads(groups, shape.experts), config.bias_rate)
         tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
         metrics |= {
             "grpo/lr": lr,
@@ -207,7 +225,10 @@ def rows_of(groups: Sequence[Group], config: GrpoConfig) -> list[Row]:
             if config.overlong == "mask" and completion.finish_reason == "length":
                 continue
             ids = group.prompt_ids + completion.token_ids
-            rows.append(Row(ids, len(group.prompt_ids), completion.sampler_logprobs, rollout.advantage, number))
+            routing = completion.routing if config.routing_replay else None
+            rows.append(
+                Row(ids, len(group.prompt_ids), completion.sampler_logprobs, rollout.advantage, number, routing)
+            )
     return rows
 
 
@@ -229,7 +250,8 @@ def update(
     policy.eval()  # dropout stays off: the ratio compares two passes of one network
     if not rows:
         return {"grpo/trained_tokens": 0.0, "grpo/moved_tensors": 0.0}
-    before = [p.detach().clone() for p in policy.parameters()]
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
     first_of_run = learner.optimizer.version == 0
     order = list(range(len(rows)))
     if config.minibatches > 1:
@@ -257,7 +279,7 @@ def update(
         check = partial(check_finite, name="gradient norm", step=step + 1, batch=batch_ids, folder=folder)
         norms.append(learner.optimizer.step(lr, config.max_grad_norm, check))
         losses.append(loss_sum)
-    moved = [bool((p.detach() != b).any()) for p, b in zip(policy.parameters(), before, strict=True)]
+    moved = [bool((p.detach() != b).any()) for p, b in zip(trained, before, strict=True)]
     total = add_tallies(tallies)
     metrics = {f"grpo/{name}": tally.mean for name, tally in total.items()}
     metrics |= {
@@ -265,7 +287,7 @@ def update(
         "grpo/trained_tokens": float(total["ratio"].count),
         "grpo/loss": fmean(losses),
         "grpo/grad_norm": fmean(norms),
-        "grpo/moved_tensors": sum(moved) / len(moved),
+        "grpo/moved_tensors": sum(moved) / sum(1 for _ in policy.parameters()),
     }
     return metrics
 

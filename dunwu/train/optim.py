@@ -3,12 +3,15 @@
 The model's parameters may be bf16 (on AVX512-BF16 CPUs matrix products run 2-4× faster); the
 master copy, both moments and the update are fp32. `step` writes every parameter before it
 returns, so whoever samples between steps sees one version of the weights, never a mixture.
+
+Frozen parameters have no part in it. An update needs 16 bytes a weight: master, moments and gradient; the
+arithmetic runs piece by piece, which changes no bit of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -18,12 +21,15 @@ from dunwu.types import DunwuError
 
 Schedule = Literal["cosine", "wsd", "constant", "linear"]
 
+_PIECE = 1 << 22
+"""Weights updated at a time."""
+
 
 class MasterAdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
 
     Args:
-        model: its parameters are updated in place; gradients are consumed and cleared.
+        model: its parameters that require a gradient are updated in place; gradients are consumed and cleared.
         betas: (β1, β2).
         eps: ε.
         weight_decay: λ, on matrices only (not on norms and biases).
@@ -38,12 +44,15 @@ class MasterAdamW:
     ) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.master = torch.cat([p.detach().reshape(-1).float() for p in self.parameters])
+        if not self.parameters:
+            raise ValueError("no parameter requires a gradient")
+        self.master = self._empty()
+        for place, p in self._places(self.master):
+            place.copy_(p.detach().reshape(-1))
         self.first = torch.zeros_like(self.master)
         self.second = torch.zeros_like(self.master)
-        self.decayed = torch.cat([torch.full((p.numel(),), float(p.dim() > 1)) for p in self.parameters])
-        self.decayed = self.decayed.to(self.master.device)
         self.version = 0
+        self.buffers = {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
 
     def step(self, lr: float, max_grad_norm: float = 0.0, check: Callable[[float], None] = lambda norm: None) -> float:
         """One update; returns the gradient's norm before clipping.
@@ -54,12 +63,7 @@ class MasterAdamW:
         Raises:
             DunwuError: the gradient is NaN or infinite; nothing has been changed then.
         """
-        grad = torch.cat(
-            [
-                torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1).float()
-                for p in self.parameters
-            ]
-        )
+        grad = self._take_gradients()
         norm = float(grad.norm())
         check(norm)
         if not math.isfinite(norm):
@@ -68,27 +72,45 @@ class MasterAdamW:
             grad.mul_(max_grad_norm / norm)
         beta1, beta2 = self.betas
         self.version += 1
-        self.first.lerp_(grad, 1 - beta1)
-        self.second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        scale = math.sqrt(1 - beta2**self.version)
-        denominator = self.second.sqrt().div_(scale).add_(self.eps)
         if self.weight_decay:
-            self.master.addcmul_(self.master, self.decayed, value=-lr * self.weight_decay)
-        self.master.addcdiv_(self.first, denominator, value=-lr / (1 - beta1**self.version))
+            one = torch.ones((), device=self.master.device)
+            for place, p in self._places(self.master):
+                if p.dim() > 1:
+                    place.addcmul_(place, one, value=-lr * self.weight_decay)
+        scale, rate = math.sqrt(1 - beta2**self.version), lr / (1 - beta1**self.version)
+        pieces = (torch.split(whole, _PIECE) for whole in (self.master, self.first, self.second, grad))
+        for master, first, second, g in zip(*pieces):
+            first.lerp_(g, 1 - beta1)
+            second.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            master.addcdiv_(first, second.sqrt().div_(scale).add_(self.eps), value=-rate)
         self._write_parameters()
         return norm
 
+    def _empty(self) -> Tensor:
+        """fp32 room for a number per weight."""
+        return torch.empty(sum(p.numel() for p in self.parameters), device=self.parameters[0].device)
+
+    def _places(self, flat: Tensor) -> Iterator[tuple[Tensor, nn.Parameter]]:
+        """Every parameter with its stretch of a vector over all of them."""
+        return zip(torch.split(flat, [p.numel() for p in self.parameters]), self.parameters)
+
+    def _take_gradients(self) -> Tensor:
+        """All gradients as one fp32 vector; the parameters' own are let go one by one."""
+        grad = self._empty()
+        for place, p in self._places(grad):
+            place.zero_() if p.grad is None else place.copy_(p.grad.reshape(-1))
+            p.grad = None
+        return grad
+
     @torch.no_grad()
     def _write_parameters(self) -> None:
-        offset = 0
-        for p in self.parameters:
-            p.copy_(self.master[offset : offset + p.numel()].view_as(p))
+        for place, p in self._places(self.master):
+            p.copy_(place.view_as(p))
             p.grad = None
-            offset += p.numel()
 
     def state(self) -> dict[str, Tensor]:
         """Tensors of a checkpoint; with `version` they are the whole state."""
-        return {"master": self.master, "first": self.first, "second": self.second}
+        return {"master": self.master, "first": self.first, "second": self.second, **self.buffers}
 
     def load(self, tensors: dict[str, Tensor], version: int) -> None:
         """Restore `state()` bit for bit, the model's parameters included."""

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dunwu.data.shards import PackedShards, TokenFolder
+from dunwu.model.moe import Routing
 from dunwu.model.transformer import Transformer
 from dunwu.train.config import PretrainConfig
+from dunwu.train.experts import balance_experts
 from dunwu.train.losses import state_logprobs
 from dunwu.train.optim import MasterAdamW, learning_rate
 from dunwu.train.steps import TrainStep, check_finite
@@ -50,9 +52,44 @@ def cut_windows(ids_BT: NDArray[np.int64], context: int) -> NDArray[np.int64]:
 
 def next_token_loss(model: Transformer, ids_BT: Tensor) -> Tensor:
     """Mean cross-entropy in nats of ids[:, 1:] given what stands before; logits in fp32."""
-    hidden = model.hidden(ids_BT[:, :-1])
-    logprobs, _ = state_logprobs(hidden.flatten(0, 1), model.head_weight, ids_BT[:, 1:].flatten())
+    return _mean_loss(model, model.hidden(ids_BT[:, :-1]), ids_BT[:, 1:])
+
+
+def _mean_loss(model: Transformer, states_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+    logprobs, _ = state_logprobs(states_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten())
     return -logprobs.mean()
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an update of pretraining descends, and its parts."""
+
+    total: Tensor
+    next_token: Tensor
+    """Mean cross-entropy, nats."""
+    mtp: Tensor | None = None
+    """The same of the token after the next, of models with `mtp_depth`."""
+    routing: Routing | None = None
+    """Of models with experts: their loads and balance loss."""
+
+
+def pretraining_loss(model: Transformer, ids_BT: Tensor, mtp_weight: float, balance: float) -> Losses:
+    """Next token + λ · the one after it (V3, eq. 24-25) + α · balance of the experts (eq. 17).
+
+    Args:
+        mtp_weight: λ. balance: α.
+    """
+    routing = Routing(sequences=len(ids_BT) if balance else 0) if model.config.moe else None
+    states = model.hidden(ids_BT[:, :-1], routing=routing)
+    total = main = _mean_loss(model, states, ids_BT[:, 1:])
+    mtp = None
+    if model.config.mtp_depth:
+        ahead = model.mtp_hidden(states[:, :-1], ids_BT[:, 1:-1], routing=routing)
+        mtp = _mean_loss(model, ahead, ids_BT[:, 2:])
+        total = total + mtp_weight * mtp
+    if routing and balance:
+        total = total + balance * routing.loss
+    return Losses(total, main, mtp, routing)
 
 
 def pretrain(
@@ -79,22 +116,26 @@ def pretrain(
         began = time.perf_counter()
         ids_BT = torch.from_numpy(cut_windows(shards.batch(step, config.rows), config.context_at(step))).to(device)
         torch.manual_seed(step)  # dropout is the only user of the global generator
-        loss = next_token_loss(model, ids_BT)
+        found = pretraining_loss(model, ids_BT, config.mtp_weight_at(step), config.balance_loss)
         check = partial(check_finite, step=step + 1, batch=ids_BT.tolist(), folder=folder)
-        check(float(loss.detach()), "loss")
-        torch.autograd.backward(loss)
+        check(float(found.total.detach()), "loss")
+        torch.autograd.backward(found.total)
         lr = learning_rate(step, config.steps, config.lr, config.warmup, config.schedule, config.final_lr)
         norm = optimizer.step(lr, config.max_grad_norm, partial(check, name="gradient norm"))
+        also = {} if found.mtp is None else {"pretrain/mtp_loss": float(found.mtp.detach())}
+        if found.routing:
+            also |= balance_experts(model, found.routing, config.bias_rate)
         yield TrainStep(
             step + 1,
             {
-                "pretrain/loss": float(loss.detach()),
+                "pretrain/loss": float(found.next_token.detach()),
                 "pretrain/lr": lr,
                 "pretrain/grad_norm": norm,
                 "pretrain/tokens": float((step + 1) * config.rows * config.context),
                 "pretrain/tokens_per_second": config.rows * config.context / (time.perf_counter() - began),
             }
-            | ({"pretrain/context": float(config.context_at(step))} if config.context_steps else {}),
+            | ({"pretrain/context": float(config.context_at(step))} if config.context_steps else {})
+            | also,
         )
 
 

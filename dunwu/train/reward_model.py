@@ -2,7 +2,7 @@
 
 The score is read at the last token of the conversation, found by its position and never by a padding id: rows are padded
 on the right, behind that token, where a causal model cannot look. Saved folders are Hugging Face's
-`Qwen2ForSequenceClassification` with one label; `reward_model.json` beside it says what the scores mean. How one is
+`…ForSequenceClassification` of the decoder's class with one label; `reward_model.json` beside it says what the scores mean. How one is
 trained: `rm.py`.
 
 Legend: B rows of a padded batch, T tokens, D width.
@@ -19,15 +19,16 @@ from statistics import fmean, pstdev
 from typing import get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dunwu.data.chat import encode_conversation
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
+from dunwu.disk import write_atomically
 from dunwu.model.config import ModelConfig
-from dunwu.model.hf import from_hf_config, to_hf_config
+from dunwu.model.hf import read_config, save_folder, stored_dtype
+from dunwu.model.hf_config import from_hf_config, to_hf_config
+from dunwu.model.hf_weights import fill, in_files, is_spare, stored_in, unfilled
 from dunwu.model.transformer import Transformer
 from dunwu.train.rm_config import Kind, View
 from dunwu.types import DunwuError, Message
@@ -47,8 +48,8 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # There is no output head over the vocabulary, so there is nothing to untie.
-        self.config = replace(config, tie_word_embeddings=True)
+        # There is no output head over the vocabulary, so there is nothing to untie, and nothing to predict tokens ahead.
+        self.config = replace(config, tie_word_embeddings=True, mtp_depth=0)
         self.backbone = Transformer(self.config)
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
 
@@ -59,7 +60,8 @@ class RewardModel(nn.Module):
             made = cls(model.config)
         weight = model.model.embed_tokens.weight
         noise = torch.randn(1, model.config.hidden_size, generator=torch.Generator().manual_seed(seed))
-        tensors = {name: t.detach().clone() for name, t in model.state_dict().items() if name != "lm_head.weight"}
+        kept = {name: t for name, t in model.state_dict().items() if not name.startswith(("lm_head.", "model.mtp."))}
+        tensors = {name: t.detach().clone() for name, t in kept.items()}
         made.load_tensors(tensors | {"score.weight": (noise * model.config.initializer_range).to(weight)})
         return made
 
@@ -196,48 +198,43 @@ def probability(score: float) -> float:
 
 
 def save_reward_model(model: RewardModel, folder: Path, tokenizer: Tokenizer, meaning: Meaning) -> None:
-    """Write a `Qwen2ForSequenceClassification` folder with one label, its tokenizer and `reward_model.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a folder of the decoder's class `…ForSequenceClassification` with one label, its tokenizer and
+    `reward_model.json`."""
     config = to_hf_config(model.config, model.score.weight.dtype, tokenizer.end_id)
     config |= {
-        "architectures": ["Qwen2ForSequenceClassification"],
+        "architectures": [name.replace("ForCausalLM", "ForSequenceClassification") for name in config["architectures"]],
         "id2label": {"0": "reward"},
         "label2id": {"reward": 0},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / MEANING).write_text(json.dumps(asdict(meaning), indent=2) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.tensors().items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save(folder, model.config.max_position_embeddings)
+    write_atomically(folder / MEANING, json.dumps(asdict(meaning), indent=2) + "\n")
+    save_folder(folder, config, in_files(model.tensors(), model.config), tokenizer.end_id)
 
 
 def load_reward_model(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Meaning]:
     """A reward model and what its scores mean; one that others saved has no `reward_model.json` and `Meaning()` then.
 
     Raises:
-        DunwuError: no such folder, a damaged file, a language model, more than one label.
+        DunwuError: no such folder, a damaged file, a language model, more than one label, as `load_model`.
     """
     folder = Path(folder)
-    files = [folder / "config.json", folder / "model.safetensors"]
-    for file in files:
-        if not file.is_file():
-            raise DunwuError(f"{folder} is no reward model: {file.name} is missing", "train one with `dunwu run rm`")
-    try:
-        record, tensors = json.loads(files[0].read_text(encoding="utf-8")), load_file(files[1])
-    except (ValueError, SafetensorError) as error:
-        raise DunwuError(f"{folder} is damaged: {error}", "copy or build it again") from error
-    head = tensors.get("score.weight")
-    if head is None or head.dim() != 2 or len(head) != 1:
-        labels = "it has no head score.weight" if head is None else f"its head has shape {tuple(head.shape)}"
-        raise DunwuError(f"{folder} is no reward model: {labels}", "give one with a single label")
-    with torch.device("meta"):
-        model = RewardModel(from_hf_config(record, str(files[0])))
-    try:
-        model.load_tensors(tensors)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:200]
-        raise DunwuError(f"{files[1]} does not fit its config.json: {detail}", "copy the folder again") from error
-    return model.to(device).eval(), _load_meaning(folder / MEANING)
+    config = from_hf_config(read_config(folder), str(folder / "config.json"))
+    stored = stored_in(folder)
+    head = stored.get("score.weight")
+    if head is None or len(head.shape) != 2 or head.shape[0] != 1:
+        labels = "it has no head score.weight" if head is None else f"its head has shape {head.shape}"
+        raise DunwuError(f"{folder} is no reward model: {labels}", "give one with a single label: `dunwu run rm`")
+    with unfilled():
+        model = RewardModel(config)
+    fill(
+        model,
+        stored,
+        lambda state: in_files({name.removeprefix("backbone."): t for name, t in state.items()}, model.config),
+        lambda name: is_spare(name, model.config),
+        device,
+        stored_dtype(stored),
+    )
+    return model.eval(), _load_meaning(folder / MEANING)
 
 
 def _load_meaning(file: Path) -> Meaning:

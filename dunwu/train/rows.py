@@ -10,11 +10,15 @@ Legend: B rows, T tokens, N trained tokens of a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dunwu.model.moe import Routing
 from dunwu.model.transformer import Transformer
 from dunwu.native.train import Segment
 from dunwu.train.config import GrpoConfig
@@ -32,6 +36,8 @@ class Row:
     advantage: float
     group: int
     """Number of the problem."""
+    routing: NDArray[Any] | None = field(default=None, compare=False)
+    """(tokens - 1, layers, K) experts of every token that is put in, to be used again; None to choose anew."""
 
     @property
     def completion_length(self) -> int:
@@ -52,12 +58,15 @@ class MicroBatch:
     advantages_N: Tensor
     sampler_N: Tensor
     weights_N: Tensor
+    routing: Tensor | None = None
+    """(all tokens, layers, K) experts to be used: the sampler's, so that both compute with the same ones."""
 
     def states(self, model: Transformer) -> Tensor:
         """(N, D) final states from which the completion tokens are predicted."""
+        routing = None if self.routing is None else Routing(self.routing)
         if self.segments:
-            return model.packed(self.ids[0], self.segments).index_select(0, self.places_N)
-        return model.hidden(self.ids).flatten(0, 1).index_select(0, self.places_N)
+            return model.packed(self.ids[0], self.segments, routing=routing).index_select(0, self.places_N)
+        return model.hidden(self.ids, routing=routing).flatten(0, 1).index_select(0, self.places_N)
 
     def logprobs(self, model: Transformer, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprobs (N,) with gradient, entropies (N,)) of the completion tokens."""
@@ -96,12 +105,15 @@ def _padded(rows: Sequence[Row], weights_BT: Tensor, limit: int, device: torch.d
         width = max(1, len(rows[chosen[0]].ids) - 1)
         ids = torch.zeros(len(chosen), width, dtype=torch.long)
         places: list[int] = []
+        routing: list[NDArray[Any] | None] = []
         for line, b in enumerate(chosen):
             row = rows[b]
             ids[line, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
             first = line * width + row.prompt_length - 1
             places += range(first, first + row.completion_length)
-        batches.append(_micro_batch(ids, (), places, rows, chosen, weights_BT, device))
+            padding = [(0, width - len(row.ids) + 1), (0, 0), (0, 0)]  # the first experts: nobody looks there
+            routing.append(None if row.routing is None else np.pad(row.routing, padding))
+        batches.append(_micro_batch(ids, (), places, rows, chosen, weights_BT, device, routing))
     return batches
 
 
@@ -115,18 +127,19 @@ def _planted(rows: Sequence[Row], weights_BT: Tensor, limit: int, device: torch.
     segments: list[Segment] = []
     places: list[int] = []
     chosen: list[int] = []
+    routing: list[NDArray[Any] | None] = []
 
     def close() -> None:
         if chosen:
             tokens = torch.tensor([ids])
-            batches.append(_micro_batch(tokens, tuple(segments), places, rows, chosen, weights_BT, device))
-        for part in (ids, segments, places, chosen):
+            batches.append(_micro_batch(tokens, tuple(segments), places, rows, chosen, weights_BT, device, routing))
+        for part in (ids, segments, places, chosen, routing):
             part.clear()
 
     for prompt, family in families.items():
         root: tuple[int, int] | None = None
         for b in family:
-            grown = rows[b].ids[len(prompt) : -1]
+            grown, experts = rows[b].ids[len(prompt) : -1], rows[b].routing
             if chosen and len(ids) + len(grown) + (0 if root else len(prompt)) > limit:
                 close()
                 root = None
@@ -134,11 +147,13 @@ def _planted(rows: Sequence[Row], weights_BT: Tensor, limit: int, device: torch.
                 root = (len(ids), len(ids) + len(prompt))
                 segments.append(Segment(*root))
                 ids += prompt
+                routing.append(None if experts is None else experts[: len(prompt)])
             places.append(root[1] - 1)
             places += range(len(ids), len(ids) + len(grown))
             if grown:
                 segments.append(Segment(len(ids), len(ids) + len(grown), *root))
                 ids += grown
+                routing.append(None if experts is None else experts[len(prompt) :])
             chosen.append(b)
     close()
     return batches
@@ -152,8 +167,10 @@ def _micro_batch(
     chosen: Sequence[int],
     weights_BT: Tensor,
     device: torch.device,
+    routing: Sequence[NDArray[Any] | None],
 ) -> MicroBatch:
     parts = [rows[b] for b in chosen]
+    known = [experts for experts in routing if experts is not None]
     return MicroBatch(
         ids.to(device),
         segments,
@@ -162,4 +179,5 @@ def _micro_batch(
         torch.tensor([row.advantage for row in parts for _ in range(row.completion_length)], device=device),
         torch.tensor([logprob for row in parts for logprob in row.sampler_logprobs], device=device),
         torch.cat([weights_BT[b, : rows[b].completion_length] for b in chosen]).to(device),
+        torch.from_numpy(np.concatenate(known)).to(device) if len(known) == len(routing) and known else None,
     )

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
-from dunwu.model.config import ModelConfig
+from dunwu.model.config import MlaShape, ModelConfig, MoeShape
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.engine import Engine
 from dunwu.rollout.stream import stream
 from dunwu.types import DunwuError, SamplingParams
 
 PROMPTS = [[40], [41, 42, 43, 44, 45], [50, 51, 52]]
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "deepseek_v3": {
+        "mla": MlaShape(16, 16, 16, 16),
+        "moe": MoeShape(4, 2, 16, shared=1, first_dense=1),
+        "mtp_depth": 1,
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +31,11 @@ def tokenizer() -> Tokenizer:
     return train_from_texts(["3+4=7, 12-7=5 no", "Wait, 5*3=15"], 280)
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Transformer:
+@pytest.fixture(scope="module", params=SHAPES)
+def model(tokenizer: Tokenizer, request: pytest.FixtureRequest) -> Transformer:
     """Spread out enough that stop tokens come up."""
-    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "initializer_range": 0.3}
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))  # type: ignore[arg-type]
+    shape = SHAPES[request.param] | {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, initializer_range=0.3, **shape))
     model.init_weights(torch.Generator().manual_seed(0))
     return model
 
@@ -58,7 +67,7 @@ def test_no_token_is_drawn_ahead_and_stopping_leaves_the_model_as_it_was(
 ) -> None:
     passes = counted(model, monkeypatch)
     model.train()
-    tokens = stream(model, [40, 41], 0, SamplingParams(max_tokens=30), ())
+    tokens = stream(model, [40, 41], 0, SamplingParams(max_tokens=30), (), draft=False)
     assert passes() == 0
     for n in range(1, 4):
         next(tokens)
