@@ -280,11 +280,11 @@ class _ChosenLogprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden, head, chosen, normalizers = ctx.saved_tensors
         native, grad, vocab = _native(hidden), grads[0].float().contiguous(), len(head)
         grad_hidden = torch.empty_like(hidden)
-        grad_head = head.new_zeros(head.shape, dtype=torch.float32)
+        grad_head = head.new_zeros(head.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for at in range(0, len(hidden), ctx.rows):
             rows = hidden[at : at + ctx.rows]
             logits = F.linear(rows, head)
@@ -293,5 +293,6 @@ class _ChosenLogprobs(torch.autograd.Function):
                 ctypes.c_int64(len(rows)), ctypes.c_int(vocab),
             )  # fmt: skip
             torch.mm(logits, head, out=grad_hidden[at : at + ctx.rows])
-            grad_head += logits.T @ rows
-        return grad_hidden, grad_head.to(head.dtype), None, None, None
+            if grad_head is not None:
+                grad_head += logits.T @ rows
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None

@@ -344,17 +344,20 @@ class _StateLogprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_ND, head_VD, ids_N = ctx.saved_tensors
         grad_ND = torch.empty_like(hidden_ND)
-        grad_VD = torch.zeros_like(head_VD, dtype=torch.promote_types(head_VD.dtype, torch.float32))
+        grad_VD = None  # a frozen head, as under LoRA, costs neither product nor room
+        if ctx.needs_input_grad[1]:
+            grad_VD = torch.zeros_like(head_VD, dtype=torch.promote_types(head_VD.dtype, torch.float32))
         chunks = (torch.split(x, ctx.rows) for x in (grad_ND, hidden_ND, ids_N, grads[0] / ctx.temperature))
         for out, hidden, ids, grad in zip(*chunks):
             grad_logits = torch.softmax(_fp32(F.linear(hidden, head_VD)) / ctx.temperature, dim=-1).mul_(-grad[:, None])
             grad_logits = grad_logits.scatter_add_(-1, ids[:, None], grad[:, None]).to(head_VD.dtype)
             out.copy_(grad_logits @ head_VD)
-            grad_VD += grad_logits.T @ hidden
-        return grad_ND, grad_VD.to(head_VD.dtype), None, None, None
+            if grad_VD is not None:
+                grad_VD += grad_logits.T @ hidden
+        return grad_ND, None if grad_VD is None else grad_VD.to(head_VD.dtype), None, None, None
 
 
 class _ChosenLogprobs(torch.autograd.Function):

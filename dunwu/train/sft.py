@@ -5,7 +5,7 @@ the same whether its examples are packed, padded, or cut into other micro-batche
 trained tokens divided by what the *whole* update holds. Which examples make an update follows from (seed, step).
 
 Legend: B rows, T tokens, N trained tokens. Not covered: examples longer than the context (left out and counted),
-LoRA, loss on anything but the assistant's own tokens.
+loss on anything but the assistant's own tokens.
 """
 
 from __future__ import annotations
