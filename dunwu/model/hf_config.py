@@ -7,7 +7,6 @@ could change the computation is never passed over: it is used, or it must say wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from dunwu.model.config import LinearRope, Llama3Rope, MlaShape, ModelConfig, ModelType, MoeShape, RopeScaling, Yarn
+from dunwu.model.hf_fields import KNOWN, Fields, NotOurs
 from dunwu.types import DunwuError, UsageError
 
 CLASSES: dict[ModelType, str] = {
@@ -24,29 +24,9 @@ CLASSES: dict[ModelType, str] = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
 }
-"""Class by `model_type`."""
-KNOWN = "Qwen2, Qwen2.5, Qwen3, Qwen3-MoE, Llama 3, DeepSeek-V3"
-"""The same, as people say it."""
+"""Class by `model_type`; people call them `KNOWN`."""
 
-_HARMLESS = frozenset(
-    """architectures auto_map dtype torch_dtype transformers_version use_cache initializer_range tokenizer_class
-    output_router_logits router_aux_loss_coef aux_loss_alpha seq_aux ep_size pretraining_tp id2label label2id num_labels
-    problem_type finetuning_task task_specific_params return_dict output_attentions output_hidden_states torchscript
-    model_type is_decoder is_encoder_decoder chunk_size_feed_forward prefix tf_legacy_loss use_bfloat16 sliding_window
-    max_window_layers max_length min_length do_sample temperature top_k top_p repetition_penalty qk_head_dim language
-    license num_return_sequences dunwu""".split()  # noqa: SIM905 (forty lines otherwise)
-)
-"""Fields that say nothing about what is computed, or only together with one that is checked."""
-_HARMLESS_FORMS = ("_", "unsloth_")
-_NEEDED: Any = object()
-
-
-class NotOurs(DunwuError):
-    """A model, sound in itself, that this project's own classes do not compute."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(what, f"known: {KNOWN}; others load through transformers: pip install 'dunwu[hf]'")
-
+__all__ = ["CLASSES", "KNOWN", "NotOurs", "from_hf_config", "to_hf_config"]
 
 # ---- reading --------------------------------------------------------------------------------
 
@@ -67,15 +47,15 @@ def from_hf_config(record: Mapping[str, Any], where: str = "config.json") -> Mod
         'llama'
     """
     kind = record.get("model_type")
-    if kind not in _READERS:
+    if not isinstance(kind, str) or kind not in _READERS:
         raise NotOurs(f"{where}: model_type is {kind!r}")
     if record.get("quantization_config"):
         raise DunwuError(
             f"{where}: quantization_config: quantised weights are not read", "give the model's bf16 or fp32 weights"
         )
-    of = _Fields(record, where)
+    of = Fields(record, where)
     _check_common(of)
-    config = _READERS[str(kind)](of, _common(of))
+    config = _READERS[kind](of, _common(of))
     of.check_rest(f"a {kind}")
     try:
         config.validate()
@@ -84,65 +64,7 @@ def from_hf_config(record: Mapping[str, Any], where: str = "config.json") -> Mod
     return config
 
 
-class _Fields:
-    """The fields of a record, each checked when it is asked for; null counts as absent."""
-
-    def __init__(self, record: Mapping[str, Any], where: str) -> None:
-        self.record, self.where = record, where
-        self.seen: set[str] = set()
-
-    def value(self, name: str, default: Any = _NEEDED) -> Any:
-        self.seen.add(name)
-        value = self.record.get(name)
-        if value is not None:
-            return value
-        if default is _NEEDED:
-            raise DunwuError(f"{self.where} has no field '{name}'", "copy the model folder again")
-        return default
-
-    def whole(self, name: str, default: Any = _NEEDED, least: int = 1) -> int:
-        value = self.value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.wrong(name, value, f"a whole number from {least}")
-        return value
-
-    def number(self, name: str, default: Any = _NEEDED, above: float = 0.0) -> float:
-        value = self.value(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < math.inf:
-            raise self.wrong(name, value, f"a number above {above:g}")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.value(name, default)
-        if not isinstance(value, bool):
-            raise self.wrong(name, value, "true or false")
-        return value
-
-    def items(self, name: str) -> list[Any]:
-        value = self.value(name, [])
-        if not isinstance(value, list):
-            raise self.wrong(name, value, "a list")
-        return value
-
-    def only(self, name: str, *allowed: Any) -> None:
-        """The field, if it is there, has one of these values, or the model is not ours."""
-        value = self.value(name, allowed[0])
-        if value not in allowed:
-            raise NotOurs(f"{self.where}: {name} is {value!r}")
-
-    def wrong(self, name: str, value: Any, wanted: str) -> DunwuError:
-        return DunwuError(f"{self.where}: {name} is {value!r}", f"it must be {wanted}; copy the model folder again")
-
-    def check_rest(self, of_what: str) -> None:
-        """No field is left that could change the computation without our knowing."""
-        for name, value in self.record.items():
-            harmless = name in _HARMLESS or name.startswith(_HARMLESS_FORMS) or name.endswith("_token_id")
-            if name not in self.seen and not harmless and value is not None:
-                cure = "remove it if it changes nothing, or load through transformers: foreign=True"
-                raise DunwuError(f"{self.where}: field '{name}' is not known of {of_what}", cure)
-
-
-def _check_common(of: _Fields) -> None:
+def _check_common(of: Fields) -> None:
     of.only("hidden_act", "silu")
     of.only("attention_dropout", 0.0)
     of.only("attention_bias", False)
@@ -159,7 +81,7 @@ def _check_common(of: _Fields) -> None:
             raise NotOurs(f"{of.where}: use_sliding_window with a window of {window}")
 
 
-def _common(of: _Fields) -> ModelConfig:
+def _common(of: Fields) -> ModelConfig:
     """What all classes have; a dense model without biases."""
     heads, width = of.whole("num_attention_heads"), of.whole("hidden_size")
     head = of.whole("head_dim", 0, least=0)
@@ -183,21 +105,21 @@ def _common(of: _Fields) -> ModelConfig:
     )
 
 
-def _qwen2(of: _Fields, common: ModelConfig) -> ModelConfig:
+def _qwen2(of: Fields, common: ModelConfig) -> ModelConfig:
     return replace(common, qkv_bias=True)
 
 
-def _llama(of: _Fields, common: ModelConfig) -> ModelConfig:
+def _llama(of: Fields, common: ModelConfig) -> ModelConfig:
     return common
 
 
-def _qwen3(of: _Fields, common: ModelConfig) -> ModelConfig:
+def _qwen3(of: Fields, common: ModelConfig) -> ModelConfig:
     # The class's own default; a Qwen3's heads need not add up to its width.
     head = common.head_dim if "head_dim" in of.record else 128
     return replace(common, qk_norm=True, head_size=0 if head * common.num_heads == common.hidden_size else head)
 
 
-def _qwen3_moe(of: _Fields, common: ModelConfig) -> ModelConfig:
+def _qwen3_moe(of: Fields, common: ModelConfig) -> ModelConfig:
     of.only("decoder_sparse_step", 1)
     dense = of.items("mlp_only_layers")
     if set(dense) != set(range(len(dense))):
@@ -214,7 +136,7 @@ def _qwen3_moe(of: _Fields, common: ModelConfig) -> ModelConfig:
     return replace(common, qk_norm=True, moe=moe)
 
 
-def _deepseek_v3(of: _Fields, common: ModelConfig) -> ModelConfig:
+def _deepseek_v3(of: Fields, common: ModelConfig) -> ModelConfig:
     of.only("scoring_func", "sigmoid")
     of.only("topk_method", "noaux_tc")
     of.only("moe_layer_freq", 1)
@@ -254,7 +176,7 @@ def _deepseek_v3(of: _Fields, common: ModelConfig) -> ModelConfig:
     )
 
 
-_READERS: dict[str, Callable[[_Fields, ModelConfig], ModelConfig]] = {
+_READERS: dict[str, Callable[[Fields, ModelConfig], ModelConfig]] = {
     "qwen2": _qwen2,
     "llama": _llama,
     "qwen3": _qwen3,
@@ -263,7 +185,7 @@ _READERS: dict[str, Callable[[_Fields, ModelConfig], ModelConfig]] = {
 }
 
 
-def _rope(of: _Fields, context: int) -> tuple[float, RopeScaling | None]:
+def _rope(of: Fields, context: int) -> tuple[float, RopeScaling | None]:
     """RoPE's base and scaling, from either form."""
     top = of.number("rope_theta", 10_000.0)
     of.seen |= {"rope_scaling", "rope_parameters"}
@@ -275,14 +197,14 @@ def _rope(of: _Fields, context: int) -> tuple[float, RopeScaling | None]:
             raise of.wrong(name, record, "an object")
         if name == "rope_parameters" and set(record) == {"full_attention"}:
             record = record["full_attention"]
-        inner = _Fields(record, f"{of.where}: {name}")
+        inner = Fields(record, f"{of.where}: {name}")
         theta = inner.number("rope_theta", top)
         inner.only("partial_rotary_factor", 1.0)
         return theta, _scaling(inner, context)
     return top, None
 
 
-def _scaling(of: _Fields, context: int) -> RopeScaling | None:
+def _scaling(of: Fields, context: int) -> RopeScaling | None:
     of.seen |= {"type", "rope_type"}
     kind = of.value("rope_type", of.record.get("type") or "default")
     if kind not in ("default", "linear", "llama3", "yarn"):

@@ -16,6 +16,7 @@ from dunwu.log import Run
 from dunwu.recipes import (
     configs,
     distill_config,
+    extend_config,
     grpo_config,
     r1_config,
     r1_presets,
@@ -84,11 +85,25 @@ RECIPES: dict[str, Recipe] = {
             run="dunwu.recipes.r1_zero_study:run",
         ),
         Recipe(
+            name="arch-study",
+            summary="r1-zero with V3's experts and latent attention beside the dense one: scores, load, cost",
+            config=configs.ArchStudyConfig,
+            presets=configs.ARCH_STUDY_PRESETS,
+            run="dunwu.recipes.arch_study:run",
+        ),
+        Recipe(
             name="pretrain",
             summary="a base model from scratch on your own text or JSONL files: --data FILE [FILE …]",
             config=configs.PretrainRunConfig,
             presets=configs.PRETRAIN_PRESETS,
             run="dunwu.recipes.pretrain:run",
+        ),
+        Recipe(
+            name="extend",
+            summary="a longer context with YaRN and a short training: --model FOLDER --data FILE …, or a demonstration",
+            config=extend_config.ExtendRunConfig,
+            presets=extend_config.EXTEND_PRESETS,
+            run="dunwu.recipes.extend:run",
         ),
         Recipe(
             name="sft",

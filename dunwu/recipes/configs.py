@@ -154,6 +154,35 @@ STUDY_PRESETS: dict[str, StudyConfig] = {
 
 
 @dataclass(frozen=True)
+class ArchStudyConfig:
+    """r1-zero dense and with experts, side by side."""
+
+    recipe: R1ZeroConfig = field(default_factory=R1ZeroConfig)
+    """What both are made with, but for `arch`."""
+    arch: str = "moe-mla"
+    """The architecture beside the dense one; one with experts."""
+    collapse_tokens: int = 3_000_000
+    """Pretraining tokens of the control whose routers' biases are never moved."""
+    settled: int = 200
+    """Update from which on the load is judged."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        self.recipe.validate()
+        if model_preset(self.recipe.model, self.recipe.vocab_size, self.arch).moe is None:
+            raise UsageError(f"{self.arch} has no experts", "choose moe-mla or v3")
+        updates = self.collapse_tokens // (self.recipe.pretrain.rows * self.recipe.pretrain.context)
+        if not 0 < self.settled < updates:
+            raise UsageError(f"settled {self.settled} of {updates} updates", "raise collapse_tokens, or lower settled")
+
+
+ARCH_STUDY_PRESETS: dict[str, ArchStudyConfig] = {
+    "cpu": ArchStudyConfig(),
+    "tiny": ArchStudyConfig(recipe=_TINY, collapse_tokens=200_000, settled=60),
+}
+
+
+@dataclass(frozen=True)
 class InContextConfig:
     """How in-context learning is measured."""
 

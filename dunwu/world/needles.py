@@ -19,11 +19,45 @@ from dunwu.types import derive_seed
 from dunwu.world.general_pages import general_page
 
 _FIRST = (
-    "amber brave calm dark early flat golden happy iron little metal noble plain quick silent warm".split(),
+    [
+        "amber",
+        "brave",
+        "calm",
+        "dark",
+        "early",
+        "flat",
+        "golden",
+        "happy",
+        "iron",
+        "little",
+        "metal",
+        "noble",
+        "plain",
+        "quick",
+        "silent",
+        "warm",
+    ],
     list("金银铜铁木石竹玉冰火云雾霜雷沙丝"),
 )
 _SECOND = (
-    "anchor basket candle dragon engine feather garden hammer island jacket kettle ladder mirror needle pillow window".split(),
+    [
+        "anchor",
+        "basket",
+        "candle",
+        "dragon",
+        "engine",
+        "feather",
+        "garden",
+        "hammer",
+        "island",
+        "jacket",
+        "kettle",
+        "ladder",
+        "mirror",
+        "needle",
+        "pillow",
+        "window",
+    ],
     list("船灯伞琴剑钟镜箱桥塔井墙窗桌椅床"),
 )
 DIGITS = 3

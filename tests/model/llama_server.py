@@ -64,7 +64,11 @@ class Server:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._server = xllamacpp.Server(params)
+        self._server: Any = xllamacpp.Server(params)
+
+    def close(self) -> None:
+        """Stop it; one that is left to the interpreter's exit can hang there."""
+        self._server = None
 
     def post(self, path: str, **body: Any) -> str:
         """The text of the answer."""
@@ -85,8 +89,10 @@ class Server:
         return list(reply["tokens"])
 
     def next_logprobs(self, prompt: Sequence[int], count: int) -> dict[int, float]:
-        """Log-probabilities of the likeliest next tokens."""
-        reply = self.ask("/completion", prompt=list(prompt), n_predict=1, n_probs=count, ignore_eos=True)
+        """Log-probabilities of the likeliest next tokens. What is drawn is an "a": half a character would be held back,
+        and its probabilities with it."""
+        drawn = [[self.encode("a")[0], 1e4]]
+        reply = self.ask("/completion", prompt=list(prompt), n_predict=1, n_probs=count, logit_bias=drawn)
         return {top["id"]: top["logprob"] for top in reply["completion_probabilities"][0]["top_logprobs"]}
 
     def encode(self, text: str, special: bool = True) -> list[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,22 @@ SHAPES: dict[str, ModelConfig] = {
 """Every class; every way of RoPE, attention and routing that llama.cpp has."""
 
 
+Serve = Callable[[Path], Server]
+
+
+@pytest.fixture
+def server_of() -> Iterator[Serve]:
+    """llama.cpp on a file, until the test is over."""
+    with contextlib.ExitStack() as running:
+        yield lambda file: running.enter_context(contextlib.closing(Server(file)))
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_greedy_text_is_transformers_and_ours(name: str, tmp_path: Path) -> None:
+def test_greedy_text_is_transformers_and_ours(name: str, server_of: Serve, tmp_path: Path) -> None:
     """64 tokens on 20 prompts: at every position llama.cpp's token is the likeliest of transformers' and of ours."""
     theirs = save_reference(SHAPES[name], TOKENIZER, tmp_path)
     write_gguf(tmp_path, tmp_path / "m.gguf", "f32")
-    server = Server(tmp_path / "m.gguf")
+    server = server_of(tmp_path / "m.gguf")
     prompts = [TOKENIZER.encode(prompt) for prompt in PROMPTS]
     rows = [prompt + server.greedy(prompt, LENGTH) for prompt in prompts]
     width = max(map(len, rows))
@@ -98,13 +109,13 @@ def test_greedy_text_is_transformers_and_ours(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("kind", "near"), [("f32", 1e-4), ("f16", 0.02), ("q8_0", 0.3)])
 @pytest.mark.parametrize("name", ["llama 3", "qwen3_moe", "v3"])
-def test_fewer_bits_stay_close(name: str, kind: ours.Kind, near: float, tmp_path: Path) -> None:
+def test_fewer_bits_stay_close(name: str, kind: ours.Kind, near: float, server_of: Serve, tmp_path: Path) -> None:
     theirs = save_reference(SHAPES[name], TOKENIZER, tmp_path)
     written = write_gguf(tmp_path, tmp_path / "m.gguf", kind)
     assert written.bytes == (tmp_path / "m.gguf").stat().st_size
     # Rows of 24 (v3's queries), 16 and 12 × 4 (its heads) do not divide by 32.
     assert written.wider == (3 * 3 if (name, kind) == ("v3", "q8_0") else 0)
-    server = Server(tmp_path / "m.gguf")
+    server = server_of(tmp_path / "m.gguf")
     for prompt in ("The river runs", "今天天气"):
         ids = TOKENIZER.encode(prompt)
         with torch.no_grad():
@@ -173,7 +184,7 @@ def test_modules_behind_the_last_layer_are_left_out(tmp_path: Path) -> None:
     assert names == [entry.name for entry in plan(V3)] and not any(name.startswith("blk.3.") for name in names)
 
 
-def test_layer_counts_that_llama_cpp_takes_for_another_model(tmp_path: Path) -> None:
+def test_layer_counts_that_llama_cpp_takes_for_another_model(server_of: Serve, tmp_path: Path) -> None:
     """27 layers mean V2-Lite to it, which has no latent queries: without them it runs, with them it must be refused."""
     small = replace(
         V3, num_layers=27, hidden_size=32, num_heads=2, moe=replace(EXPERTS, experts=4, groups=1, top_groups=1)
@@ -186,7 +197,7 @@ def test_layer_counts_that_llama_cpp_takes_for_another_model(tmp_path: Path) -> 
     ids = TOKENIZER.encode("The river")
     with torch.no_grad():
         best = int(theirs(torch.tensor([ids])).logits[0, -1].argmax())
-    top = Server(tmp_path / "m.gguf").next_logprobs(ids, 4)
+    top = server_of(tmp_path / "m.gguf").next_logprobs(ids, 4)
     assert max(top, key=top.__getitem__) == best
 
 
@@ -238,12 +249,12 @@ def other_split(name: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("name", SPLITS.values())
-def test_ids_are_ours_on_hard_strings(name: str, tmp_path: Path) -> None:
+def test_ids_are_ours_on_hard_strings(name: str, server_of: Serve, tmp_path: Path) -> None:
     tokenizer = TOKENIZER if name == "qwen2" else other_split(name)
     save_reference(replace(QWEN2, vocab_size=tokenizer.vocab_size, num_layers=1), tokenizer, tmp_path)
     write_gguf(tmp_path, tmp_path / "m.gguf", "f16")
     assert fields(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == name
-    server = Server(tmp_path / "m.gguf")
+    server = server_of(tmp_path / "m.gguf")
     for text in HARD + FRAMES:
         assert server.encode(text) == tokenizer.encode(text), text
         assert server.decode(tokenizer.encode(text)) == text
@@ -251,10 +262,10 @@ def test_ids_are_ours_on_hard_strings(name: str, tmp_path: Path) -> None:
         assert server.encode(text, special=False) == tokenizer.encode(text, allow_special=False)
 
 
-def test_the_servers_prompt_is_ours(tmp_path: Path) -> None:
+def test_the_servers_prompt_is_ours(server_of: Serve, tmp_path: Path) -> None:
     save_reference(replace(QWEN2, num_layers=1), TOKENIZER, tmp_path)
     write_gguf(tmp_path, tmp_path / "m.gguf", "f16")
-    server = Server(tmp_path / "m.gguf")
+    server = server_of(tmp_path / "m.gguf")
     said = [Message("system", "Be kind."), Message("user", "hi"), Message("assistant", "a", "t"), Message("user", "b")]
     rows = [{"role": m.role, "content": m.content} for m in said]
     rows[2]["reasoning_content"] = "t"
@@ -265,7 +276,7 @@ def test_the_servers_prompt_is_ours(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def thinker(tmp_path_factory: pytest.TempPathFactory) -> Server:
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model that has learned two conversations by heart, one with thinking, in llama.cpp."""
     folder = tmp_path_factory.mktemp("thinker")
     chats = (
@@ -288,7 +299,8 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Server:
     save_model(model, folder, TOKENIZER.end_id, TOKENIZER.stop_ids)
     TOKENIZER.save(folder)
     write_gguf(folder, folder / "m.gguf", "f32")
-    return Server(folder / "m.gguf")
+    with contextlib.closing(Server(folder / "m.gguf")) as server:
+        yield server
 
 
 ASKED = [("What is 3 + 4?", "I add them.\nThe 3 and the 4.", "It is seven."), ("你好", "", "你好，世界！")]
@@ -369,7 +381,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
                     "rope_type": "yarn",
                     "factor": 4.0,
                     "original_max_position_embeddings": 64,
-                    "beta_fast": 8,
+                    "beta_slow": 0.1,
                 }
             ),
         ),

@@ -114,6 +114,7 @@ def test_defaults_are_those_of_the_class() -> None:
     [
         ("qwen2", {"model_type": "olmo2"}),
         ("qwen2", {"model_type": None}),
+        ("qwen2", {"model_type": ["qwen2"]}),
         ("qwen2", {"hidden_act": "gelu"}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
