@@ -106,13 +106,13 @@ def evaluate_model(
     **options: Any,
 ) -> dict[str, Any]:
     """What `dunwu eval` prints: the summary of a model folder on a task's test split."""
-    from dunwu.model.hf import load_model
+    from dunwu.model.hf import from_pretrained
     from dunwu.model.runtime import prepare_torch, resolve_device
     from dunwu.rollout.engine import Engine
     from dunwu.tasks import get_task
 
     prepare_torch()
-    network = load_model(model, resolve_device(device))
+    network = from_pretrained(model, resolve_device(device))
     tokenizer = load_tokenizer(model)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     result = evaluate(

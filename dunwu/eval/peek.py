@@ -220,7 +220,7 @@ def look(subject: Subject, text: str, chat: bool = False, device: str = "auto") 
     """Load the model, in fp32, ask it, let it go; see `peek`."""
     import torch
 
-    from dunwu.model.hf import load_model
+    from dunwu.model.hf import from_pretrained
     from dunwu.model.runtime import resolve_device
 
     place = resolve_device(device)
@@ -228,7 +228,7 @@ def look(subject: Subject, text: str, chat: bool = False, device: str = "auto") 
     ids = encode_prompt(tokenizer, [Message("user", text)]) if chat else tokenizer.encode(text)
     if not ids:
         raise UsageError("the text is empty", "give at least one token of context")
-    model = load_model(subject.folder, place, torch.float32).eval()
+    model = from_pretrained(subject.folder, place, torch.float32).eval()
     context = model.config.max_position_embeddings
     if len(ids) > context:
         raise UsageError(f"the text has {len(ids)} tokens, the context of {subject.name} {context}", "shorten it")

@@ -96,6 +96,10 @@ class Foreign(Transformer):
     def native(self) -> bool:
         return False
 
+    @property
+    def fixed_shapes(self) -> bool:
+        return False
+
     def train(self, mode: bool = True) -> Foreign:
         """Gradients flow in either mode; the network stays in evaluation mode, without dropout."""
         self.training = mode

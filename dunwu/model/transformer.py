@@ -253,6 +253,11 @@ class Transformer(nn.Module):
         odd = bool(shape.mla and shape.mla.nope_dim % 2)  # `LatentAttention.packed` halves it
         return not odd and native.supports(weight.dtype, heads, kv_heads, width, shape.hidden_size, *inner)
 
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether a decoding step can have the same shapes every time, as CUDA graphs want; experts' follow the load."""
+        return self.config.moe is None
+
     def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V)."""
         return F.linear(self.hidden(ids_BT, positions_BT, cache), self.head_weight)

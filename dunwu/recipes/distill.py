@@ -16,7 +16,7 @@ from dunwu.data.chat import parse_reply, prompt_ids, require_turns, write_chat
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.disk import write_atomically
 from dunwu.log import Progress, Run
-from dunwu.model.hf import load_model
+from dunwu.model.hf import from_pretrained
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.distill_config import DistillRunConfig
 from dunwu.recipes.distill_prompts import Prompts, context_of, prompts, read_prompts
@@ -134,7 +134,7 @@ def _teacher(run: Run, config: DistillRunConfig) -> LocalChat | Endpoint:
         return Endpoint(config.teacher, config.teacher_name)
     folder = resolve_model(config.teacher, run.store)
     encoder = load_tokenizer(folder)
-    return LocalChat(Engine(load_model(folder, resolve_device(config.device)), encoder), encoder, config.teacher)
+    return LocalChat(Engine(from_pretrained(folder, resolve_device(config.device)), encoder), encoder, config.teacher)
 
 
 def _answers(
@@ -199,7 +199,7 @@ def _distil(
 ) -> dict[str, object]:
     """Take the learner to the last step; returns the figures of its first and last."""
     settings, start = config.distill, int(state["step"])
-    master = load_model(teacher, resolve_device(config.device))
+    master = from_pretrained(teacher, resolve_device(config.device))
     figures: dict[str, Any] = {name: value for name, value in state.items() if name not in ("step", "version")}
     params = SamplingParams(max_tokens=settings.max_tokens)
 

@@ -15,8 +15,8 @@ from typing import Any
 from dunwu.data.chat import BadRow, each_chat, prompt_ids
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.disk import write_atomically
-from dunwu.log import Run, read_json
-from dunwu.model.hf import from_hf_config
+from dunwu.log import Run
+from dunwu.model.hf import claimed_context
 from dunwu.recipes.reject_config import RejectRunConfig
 from dunwu.recipes.reject_rows import gather, judged_problem, problem_row, read_problem_row
 from dunwu.recipes.stages import file_digest, model_digest
@@ -106,7 +106,7 @@ def read_prompts(asked: Artifact) -> list[Problem]:
 
 def context_of(folder: Path) -> int:
     """The longest text, in tokens, that a folder's model was made for."""
-    return from_hf_config(read_json(folder / "config.json")).max_position_embeddings
+    return claimed_context(folder)
 
 
 def _questions(file: str) -> Iterator[tuple[int, Problem | str]]:

@@ -16,7 +16,7 @@ from dunwu.disk import write_atomically
 from dunwu.eval.evaluate import evaluate, held_out, sample_groups, summarise
 from dunwu.eval.passk import paired_difference
 from dunwu.log import Progress, Run, read_metrics
-from dunwu.model.hf import load_model
+from dunwu.model.hf import from_pretrained
 from dunwu.model.runtime import resolve_device
 from dunwu.recipes import stages
 from dunwu.recipes.configs import R1ZeroConfig
@@ -61,7 +61,7 @@ def _measure(config: R1ZeroConfig, base_folder: Path, zero: Artifact) -> dict[st
     shown: list[list[Group]] = []
     with Progress(len(steps), "evidence", "checkpoints") as progress:
         for done, step in enumerate(steps, 1):
-            model = load_model(zero.path / "kept" / str(step), resolve_device(config.device))
+            model = from_pretrained(zero.path / "kept" / str(step), resolve_device(config.device))
             ends = step in (steps[0], steps[-1])
             record, groups = _checkpoint(Engine(model, encoder), encoder, config, thorough=ends)
             name = "base" if step == 0 else "R1-Zero" if step == steps[-1] else f"step {step}"

@@ -8,8 +8,8 @@ from typing import Any
 
 from dunwu.data.chat import prompt_ids
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
-from dunwu.log import Run, read_json
-from dunwu.model.hf import from_hf_config
+from dunwu.log import Run
+from dunwu.model.hf import claimed_context
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.grpo_config import GrpoRunConfig
 from dunwu.recipes.pretraining import MODEL
@@ -53,7 +53,7 @@ def check_room(folder: Path, task: Task, config: GrpoRunConfig, seed: int) -> No
     """Raise UsageError if prompts and completions do not fit the model's context."""
     encoder: Tokenizer = load_tokenizer(folder)
     longest = max(len(prompt_ids(encoder, task.problem("train", seed, index))) for index in range(LOOKED_AT))
-    room = from_hf_config(read_json(folder / "config.json")).max_position_embeddings
+    room = claimed_context(folder)
     if longest + config.grpo.max_tokens > room:
         what = f"prompts of {longest} tokens and completions of {config.grpo.max_tokens} exceed the model's {room}"
         raise UsageError(what, "lower --grpo.max-tokens, or shorten the prompts")

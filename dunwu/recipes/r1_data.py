@@ -19,7 +19,7 @@ from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import write_atomically
 from dunwu.eval.evaluate import sample_groups
 from dunwu.log import Progress, Run
-from dunwu.model.hf import load_model
+from dunwu.model.hf import from_pretrained
 from dunwu.model.runtime import resolve_device
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
@@ -163,7 +163,7 @@ def sample(
     if config.sampler and stage != "preferences":  # those pairs are Dev3's own
         return _served(config, stage, task, problems, samples, params, derive_seed(stage, run.seed), work)
     encoder = load_tokenizer(model.path / MODEL)
-    engine = Engine(load_model(model.path / MODEL, resolve_device(config.device)), encoder)
+    engine = Engine(from_pretrained(model.path / MODEL, resolve_device(config.device)), encoder)
     groups: list[Group] = []
     chunk = max(1, 512 // samples)
     with Progress(len(problems), f"{stage}: sampling", "problems") as progress:
@@ -286,7 +286,7 @@ def _judge(run: Run, config: R1Config, truth: Callable[[Sequence[Message], Messa
         return CachedChat(Endpoint(wanted.judge, wanted.judge_model), work / "scratch" / "judge.jsonl")
     folder = resolve_model(wanted.judge, run.store)
     encoder = load_tokenizer(folder)
-    engine = Engine(load_model(folder, resolve_device(config.device)), encoder)
+    engine = Engine(from_pretrained(folder, resolve_device(config.device)), encoder)
     name = (
         file_digest(str(folder / "model.safetensors"))[:16] if (folder / "model.safetensors").is_file() else str(folder)
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dunwu.log import Progress, Run
 from dunwu.model.config import PRESETS
-from dunwu.model.hf import load_model
+from dunwu.model.hf import from_pretrained
 from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.recipes.pretraining import MODEL, base_stage
 from dunwu.recipes.r1_config import R1Config
@@ -52,7 +52,7 @@ def on_policy(run: Run, config: R1Config, stage: str, student: Artifact, teacher
 
     def build(work: Path) -> dict[str, object]:
         learner, encoder, state = open_learner(work, student.path / MODEL, settings, device)
-        master = load_model(teacher.path / MODEL, device)
+        master = from_pretrained(teacher.path / MODEL, device)
         engine = Engine(learner.policy, encoder, lambda: learner.optimizer.version)
         task = reasoning_task(config.tasks, "chat", config.language_weight)
         figures: dict[str, object] = {}

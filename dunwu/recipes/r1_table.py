@@ -14,7 +14,7 @@ from dunwu.eval.stages import LENGTH, Column, Measured, Row, measure, read_inter
 from dunwu.eval.stages import stage_table as table_of
 from dunwu.eval.verdicts import Findings, Student, shape_verdicts
 from dunwu.log import Run, read_metrics
-from dunwu.model.hf import load_model
+from dunwu.model.hf import from_pretrained
 from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.r1_config import R1Config
@@ -83,7 +83,7 @@ def measured(run: Run, config: R1Config, model: Artifact) -> Artifact:
 
     def build(work: Path) -> dict[str, object]:
         encoder = load_tokenizer(model.path / MODEL)
-        engine = Engine(load_model(model.path / MODEL, resolve_device(config.device)), encoder)
+        engine = Engine(from_pretrained(model.path / MODEL, resolve_device(config.device)), encoder)
         found = measure(engine, encoder, plan(config, frame), params)
         write_atomically(work / MEASURED, json.dumps(found.to_json()) + "\n")
         chats = _chats(engine, encoder, config, frame, params)

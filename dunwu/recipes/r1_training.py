@@ -11,7 +11,7 @@ from dunwu.data.chat import encode_conversation, read_chat
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.evaluate import held_out, sample_groups
 from dunwu.log import Progress, Run
-from dunwu.model.hf import load_model, save_model
+from dunwu.model.hf import from_pretrained, save_model
 from dunwu.model.runtime import COMPUTED, resolve_device
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.recipes.r1_config import R1Config
@@ -106,7 +106,7 @@ def fine_tuning(run: Run, config: R1Config, name: str, base: Artifact, data: Art
 
     def build(work: Path) -> dict[str, object]:
         encoder = load_tokenizer(base.path / MODEL)
-        model = load_model(base.path / MODEL, device)
+        model = from_pretrained(base.path / MODEL, device)
         optimizer = MasterAdamW(model, settings.betas, weight_decay=settings.weight_decay)
         state, _ = restore(work, optimizer)
         examples, _ = read_chat(data.path / CHAT)

@@ -18,7 +18,7 @@ from typing import Any
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
-from dunwu.model.hf import load_model, save_model
+from dunwu.model.hf import from_pretrained, save_model
 from dunwu.model.lora_config import LoraConfig
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore
@@ -53,7 +53,7 @@ def open_learner(
         the learner, the folder's tokenizer, and the checkpoint's state ({"step": steps done, …}; step 0 without one).
     """
     encoder = load_tokenizer(folder)
-    model = load_model(folder, device)
+    model = from_pretrained(folder, device)
     fit_adapters(model, lora, seed)
     optimizer = MasterAdamW(model, config.betas, weight_decay=config.weight_decay)
     learner = Learner(model, optimizer)

@@ -19,8 +19,8 @@ from typing import Any
 from dunwu.data.chat import prompt_ids, write_chat
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import disk_errors, plain, write_atomically
-from dunwu.log import Progress, Run, read_json
-from dunwu.model.hf import from_hf_config, load_model
+from dunwu.log import Progress, Run
+from dunwu.model.hf import claimed_context, from_pretrained
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.reject_config import RejectRunConfig
 from dunwu.recipes.reject_rows import (
@@ -94,7 +94,7 @@ def problems(run: Run, config: RejectRunConfig) -> Artifact:
 def _too_long(asked: Sequence[Problem], folder: Path, max_tokens: int) -> list[str | None]:
     """Why a problem and its samples do not fit the model's context, for each; None if they do."""
     encoder = load_tokenizer(folder)
-    room = from_hf_config(read_json(folder / "config.json")).max_position_embeddings
+    room = claimed_context(folder)
     lengths = [len(prompt_ids(encoder, problem)) for problem in asked]
     what = "a prompt of {} tokens and {} more exceed the model's {}"
     return [None if n + max_tokens <= room else what.format(n, max_tokens, room) for n in lengths]
@@ -160,7 +160,7 @@ def chat_model(address: str, name: str, config: RejectRunConfig, store: Store) -
         return Endpoint(address, name, concurrency=config.concurrency)
     folder = resolve_model(address, store)
     encoder = load_tokenizer(folder)
-    engine = Engine(load_model(folder, resolve_device(config.device)), encoder)
+    engine = Engine(from_pretrained(folder, resolve_device(config.device)), encoder)
     return LocalChat(engine, encoder, str(folder))
 
 

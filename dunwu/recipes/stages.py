@@ -152,7 +152,9 @@ def base(run: Run, config: PagesConfig, seed: int, vocabulary: Artifact, tokens:
     """Pretrain a base on the shards."""
 
     held_out = held_out_losses(tokens.path / "valid", config.pretrain.context, seed)
-    return base_stage(run, config.model, config.pretrain, seed, config.device, vocabulary, tokens, held_out, arch=config.arch)
+    return base_stage(
+        run, config.model, config.pretrain, seed, config.device, vocabulary, tokens, held_out, arch=config.arch
+    )
 
 
 def held_out_losses(folder: Path, context: int, seed: int) -> HeldOut:

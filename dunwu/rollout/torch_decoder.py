@@ -63,7 +63,7 @@ class TorchDecoder:
 
     def __init__(self, model: Transformer, stop_ids: Sequence[int], fixed: bool | None = None) -> None:
         self.model, self.stop_ids = model, torch.tensor(list(stop_ids))
-        usual = model.head_weight.device.type == "cuda" and model.config.moe is None
+        usual = model.head_weight.device.type == "cuda" and model.fixed_shapes
         self.fixed = usual if fixed is None else fixed
 
     def draw(

@@ -17,7 +17,7 @@ import torch
 
 from dunwu.data.chat import encode_conversation, encode_prompt, parse_reply, require_turns
 from dunwu.data.tokenizer import TURN_END, TURN_START, Tokenizer, load_tokenizer
-from dunwu.model.hf import load_model
+from dunwu.model.hf import from_pretrained
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.endpoint import Endpoint
@@ -148,7 +148,7 @@ def open_speaker(folder: Path, name: str, frame: str = "auto", device: str = "au
     tokenizer = load_tokenizer(folder)
     if frame == "chat":
         require_turns(tokenizer)
-    model = load_model(folder, resolve_device(device))
+    model = from_pretrained(folder, resolve_device(device))
     turns = frame == "chat" or (frame == "auto" and speaks_in_turns(model, tokenizer))
     return LocalSpeaker(model, tokenizer, "chat" if turns else "zero", name)
 
