@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code they lie beside, installed or not
 
 import blocks_data  # noqa: E402
+import blocks_models  # noqa: E402
 import blocks_r1  # noqa: E402
 import blocks_results  # noqa: E402
 import blocks_speed  # noqa: E402
@@ -42,6 +43,8 @@ RESULTS = ROOT / "docs" / "results"
 BLOCK = re.compile(r"<!-- begin: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
+    "architectures": blocks_models.architectures,
+    "arch-study": blocks_models.arch_study,
     "r1-table": blocks_r1.stage_table,
     "r1-seeds": blocks_r1.seed_table,
     "r1-verdicts": blocks_r1.verdict_table,

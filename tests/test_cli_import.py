@@ -107,7 +107,13 @@ def test_others_come_through_transformers(folder: Path, tmp_path: Path, capsys: 
     load_tokenizer(folder).save(other)
     result = run(str(other), "--out", str(tmp_path / "out"))
     assert (result["class"], result["through"]) == ("Olmo2ForCausalLM", "transformers")
-    assert result["works"] == {"native_kernels": False, "packing": True, "mtp": False, "gguf": False}
+    assert result["works"] == {
+        "native_kernels": False,
+        "native_sampling": False,
+        "packing": True,
+        "mtp": False,
+        "gguf": False,
+    }
     assert "through transformers" in capsys.readouterr().out
     assert run(str(tmp_path / "out"))["parameters"] == result["parameters"]
 

@@ -52,7 +52,11 @@ BENCH = Command(
     _bench,
     _show,
     (
-        arg("name", metavar="NAME", help="rollout, train, grpo, architectures, data, tokenizer, verify, tokenize or world"),
+        arg(
+            "name",
+            metavar="NAME",
+            help="rollout, train, grpo, architectures, data, tokenizer, verify, tokenize or world",
+        ),
         arg("--pairs", type=int, default=5, help="turns of ours and the peer's (5)"),
         arg("--quick", action="store_true", help="tiny sizes: shows that it works, measures nothing"),
         arg("--no-peers", action="store_true", help="leave installed peers out"),

@@ -73,6 +73,7 @@ def _check(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
 def _said(model: Transformer, tokenizer: Tokenizer, stops: tuple[int, ...]) -> Result:
     from dunwu.data.tokenizer import TURN_END, TURN_START
     from dunwu.model.foreign import Foreign
+    from dunwu.rollout.native_decoder import NativeDecoder
 
     shape, foreign = model.config, isinstance(model, Foreign)
 
@@ -95,6 +96,7 @@ def _said(model: Transformer, tokenizer: Tokenizer, stops: tuple[int, ...]) -> R
         },
         "works": {
             "native_kernels": model.native,
+            "native_sampling": NativeDecoder.supports(model),
             "packing": True,
             "mtp": shape.mtp_depth > 0,
             "gguf": not foreign,
@@ -115,7 +117,8 @@ def _show(result: Result) -> None:
         ["tokenizer", f"{tokenizer['size']:,} tokens of {tokenizer['rows']:,}; ends at {' '.join(tokenizer['end'])}"],
         ["", "has <think> tags" if tokenizer["think_tags"] else "has no <think> tags: thinking is spelled out"],
         ["", "can chat" if tokenizer["chat"] else "has no <|im_start|>, <|im_end|>: no chat, SFT or reward models"],
-        ["kernels", "C" if works["native_kernels"] else "torch"],
+        ["training", "C kernels" if works["native_kernels"] else "torch"],
+        ["sampling", "C kernels" if works["native_sampling"] else "torch"],
         ["export", "hf, gguf, ollama" if works["gguf"] else "hf"],
     ]
     if "base" in result:
