@@ -38,20 +38,21 @@ from tests.load_memory import LIMIT, SHAPES, measured, status, write
 
 SPARE = 3_000_000_000
 """Bytes of memory that a phase leaves to others."""
-BYTES = {"write": 3, "load": 3, "lora": 5, "full": 24, "again": 7}
+BYTES = {"write": 3, "load": 3, "lora": 4, "full": 24, "again": 4}
 """Of memory a weight, at most. A full step: weights, their copy and gradient in bf16, master, moments and gradient in
 fp32, and what the allocator keeps."""
 BASE = 1_500_000_000
 """Bytes beside them: libraries, logits, activations."""
 RANK = 16
+STORE, LOGITS = "store", "logits.safetensors"
 REWARD = """\
 def residue(completion_ids, **columns):
     return [sum(ids) % 97 / 97 for ids in completion_ids]
 """
-WORDS = (
+STEP = (
     "--task countdown --grpo.steps 1 --grpo.problems 2 --grpo.group_size 4 --grpo.max_tokens 24 --grpo.lr 1e-3 "
     "--grpo.warmup 1 --held_out 2 --held_out_every 1 --device cpu"
-).split()
+)
 
 
 # ---- phases: each also alone, in a process of its own -------------------------------------------
@@ -60,52 +61,51 @@ WORDS = (
 def checkpoint(config: ModelConfig, folder: Path) -> dict[str, Any]:
     """A model folder with a tokenizer, and a file of rewards beside them."""
     from dunwu.data.tokenizer import train_from_texts
+    from dunwu.tasks import get_task
 
     write(config, folder)
-    train_from_texts([f"make {n} from {n + 1} and {n + 2} <answer>" for n in range(100)], 400).save(folder)
+    task = get_task("countdown")
+    train_from_texts((task.problem("train", 0, n).prompt for n in range(200)), 512).save(folder)
     (folder / "reward.py").write_text(REWARD)
     return {}
 
 
 def learn(folder: Path, out: Path, rank: int) -> dict[str, Any]:
-    """One step of `dunwu run grpo`; `out` gets the run, its store, and the logits of what was trained."""
+    """One step of `dunwu run grpo` in the run folder `out`, which also gets logits of what was trained and of what was saved."""
+    from safetensors.torch import save_file
+
     from dunwu.cli import main
     from dunwu.log import read_metrics
     from dunwu.recipes import grpo
-    from safetensors.torch import save_file
 
     seen = {}
+    save_learner = grpo.save_learner
 
-    def keep(learner: Any, *rest: Any, **named: Any) -> None:
+    def keep(learner: Any, *rest: Any) -> None:
         seen["trained"] = logits(learner.policy)
-        save_learner(learner, *rest, **named)
+        save_learner(learner, *rest)
         seen["saved"] = logits(learner.policy)  # with its adapters merged
 
-    save_learner = grpo.save_learner
-    words = ["run", "grpo", "--model", str(folder), "--out", str(out / "run"), *WORDS]
-    words += ["--reward", f"{folder / 'reward.py'}:residue", "--lora.rank", str(rank)]
-    with (
-        mock.patch.object(grpo, "save_learner", keep),
-        mock.patch.dict(os.environ, {"DUNWU_HOME": str(out / "home")}),
-    ):
-        code = main(words)
+    words = ["run", "grpo", "--model", str(folder), "--out", str(out), *STEP.split(), "--lora.rank", str(rank)]
+    with mock.patch.object(grpo, "save_learner", keep):
+        code = main([*words, "--reward", f"{folder / 'reward.py'}:residue"])
     if code:
         raise SystemExit(code)
-    save_file(seen, out / "logits.safetensors")
-    step = next(line for line in read_metrics(out / "run") if line["stage"] == "grpo")
+    save_file(seen, out / LOGITS)
+    step = next(line for line in read_metrics(out) if line["stage"] == "grpo")
     names = ("trained_tokens", "moved_tensors", "sampler_mismatch", "grad_norm", "reward")
-    return {name: step[f"grpo/{name}"] for name in names} | {"step_seconds": round(step["grpo/seconds"], 1)}
+    return {"step_seconds": round(step["grpo/seconds"], 1), **{name: step[f"grpo/{name}"] for name in names}}
 
 
 def again(folder: Path, out: Path) -> dict[str, Any]:
-    """The artifact of `learn`, loaded: largest differences of logits."""
-    from dunwu.log import read_json
-    from dunwu.model.hf import from_pretrained
-    from dunwu.model.lora_files import load_adapted
+    """What `learn` has made, loaded: largest differences of logits."""
     from safetensors.torch import load_file
 
-    seen = load_file(out / "logits.safetensors")
-    made = out / "home" / "artifacts" / read_json(out / "run" / "stages" / "grpo.json")["key"]
+    from dunwu.model.hf import from_pretrained
+    from dunwu.model.lora_files import load_adapted
+    from dunwu.store import resolve_folder
+
+    seen, made = load_file(out / LOGITS), resolve_folder(f"{out}:grpo")
     saved = seen["saved"]
     found = {"reloaded": _gap(logits(from_pretrained(made / "model")), saved)}
     if (made / "adapter").is_dir():
@@ -130,28 +130,28 @@ def logits(model: Any) -> Any:
 # ---- the way ------------------------------------------------------------------------------------
 
 
-def go(config: ModelConfig, home: Path, phase: Callable[..., dict[str, Any]], load: bool) -> dict[str, Any]:
+def go(config: ModelConfig, home: Path) -> dict[str, Any]:
     """Every phase for one shape, where there is room; what each found."""
     whole, found = home / "whole", {"parameters": weights_of(config)}
-    found["write"] = phase("write", config, str(whole), as_json(config))
-    if load:
-        require("load", config)
-        weights, peak = measured(whole, "bfloat16")
-        found["load"] = {"weights_mb": mb(weights), "peak_mb": mb(peak), "ratio": round(peak / weights, 3)}
-    found |= _way("lora", config, whole, home, phase)
+    found["write"] = alone("write", config, home, str(whole), as_json(config))
+    require("load", config)
+    weights, peak = measured(whole, "bfloat16")
+    found["load"] = {"weights_mb": mb(weights), "peak_mb": mb(peak), "ratio": round(peak / weights, 3)}
+    found |= way("lora", config, whole, home)
     fits = fitting(config)
     if fits.num_layers < config.num_layers:
         shutil.rmtree(whole)
-        phase("write", fits, str(whole), as_json(fits))
+        alone("write", fits, home, str(whole), as_json(fits))
         found["full_layers"] = f"{fits.num_layers} of {config.num_layers}: memory has no room for a full step of more"
-    return found | _way("full", fits, whole, home, phase)
+    return found | way("full", fits, whole, home)
 
 
-def _way(kind: str, config: ModelConfig, folder: Path, home: Path, phase: Callable[..., Any]) -> dict[str, Any]:
+def way(kind: str, config: ModelConfig, folder: Path, home: Path) -> dict[str, Any]:
+    """A step, and its artifact loaded."""
     out = home / kind
-    found = {kind: phase(kind, config, str(folder), str(out), str(RANK if kind == "lora" else 0))}
-    found[f"{kind} again"] = phase("again", config, str(folder), str(out))
-    shutil.rmtree(out)
+    found = {kind: alone(kind, config, home, str(folder), str(out), str(RANK if kind == "lora" else 0))}
+    found[f"{kind} again"] = alone("again", config, home, str(folder), str(out))
+    shutil.rmtree(home / STORE / "artifacts")
     return found
 
 
@@ -173,12 +173,18 @@ def unlearned(kind: str, step: dict[str, Any], after: dict[str, Any]) -> list[st
     return [f"{kind}: {what}" for what, held in holds.items() if not held]
 
 
-def alone(name: str, config: ModelConfig, *words: str) -> dict[str, Any]:
+def alone(name: str, config: ModelConfig, home: Path, *words: str) -> dict[str, Any]:
     """A phase in a process of its own; what it found, with seconds and peak."""
     require(name, config)
     began = time.perf_counter()
-    command = [sys.executable, "-m", "tests.real_shapes", "--phase", name, *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.real_shapes", "--phase", name, *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "DUNWU_HOME": str(home / STORE)},
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(f"{name} failed with exit code {done.returncode}")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -255,7 +261,7 @@ def main() -> int:
     result: dict[str, Any] = {}
     for name in args.only:
         with tempfile.TemporaryDirectory(dir=args.folder) as home:
-            result[name] = go(SHAPES[name], Path(home), alone, load=True)
+            result[name] = go(SHAPES[name], Path(home))
     result["failed"] = [f"{name}, {line}" for name, found in result.items() for line in complaints(found)]
     print(json.dumps(result, indent=2))
     return int(bool(result["failed"]))

@@ -100,7 +100,8 @@ def _whole(out: Path) -> Iterator[Path]:
             raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            if out.exists():
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _show_export(result: Result) -> None:

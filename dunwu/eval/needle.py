@@ -1,7 +1,7 @@
 """Needle in a haystack: one fact somewhere in a long text, asked for at its end, by length and by depth.
 
 The text is made of lines about other things, with other facts of the same form among them (so copying any code is no
-answer), and ends with the fact up to its code. Right is the code, every token of it the likeliest after the right ones
+answer), and ends with the fact's key. Right is the code, every token of it the likeliest after the right ones
 before it, which is when greedy decoding would write it. Keys are of the split "test" (`world.needles`), which no training
 note has. The control is the same text without the fact.
 
@@ -117,8 +117,8 @@ def _line(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _asked(tokenizer: Tokenizer, fact: Fact) -> tuple[list[int], list[int]]:
     """Tokens of the question and of the code, cut from the tokens of both, as training text has them."""
-    whole = tokenizer.encode(fact.asked + fact.value, allow_special=False)
-    alone = tokenizer.encode(fact.asked, allow_special=False)
+    whole = tokenizer.encode(fact.key + fact.code, allow_special=False)
+    alone = tokenizer.encode(fact.key, allow_special=False)
     shared = next((n for n, (a, b) in enumerate(zip(whole, alone)) if a != b), len(alone))
     return whole[:shared], whole[shared:]
 

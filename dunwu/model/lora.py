@@ -265,8 +265,8 @@ def merge(model: nn.Module) -> None:
     found = adapters(model)
     if not found:
         return
-    for name, module in found.items():
-        _put(model, name, module.merged())
+    for name in list(found):  # an old weight goes before the next new one comes: nothing stands twice
+        _put(model, name, found.pop(name).merged())
     model.requires_grad_(True)
     for part in _transformers(model):
         before = vars(part).pop("native_before_lora", None)

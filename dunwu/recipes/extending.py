@@ -42,7 +42,7 @@ LINE_TOKENS = 12
 """Tokens of a note's line, about: so many tokens of context are one more line of the longest notes."""
 SHORT, LONG, HELD_OUT = "train", "train-long", "held-out"
 """Sub-folders of the shards: notes for the short context, for the long one, and long ones that are measured on."""
-TOKENIZER_NOTES = 10_000
+TOKENIZER_NOTES = 4_000
 """Notes the tokenizer is trained on."""
 Start = Callable[[], Transformer]
 """Makes the model that a training begins with, in its dtype and on its device."""
@@ -91,7 +91,7 @@ def _write(folder: Path, encoder: Tokenizer, texts: Iterator[str], wanted: int) 
     writer = ShardWriter(folder, encoder.vocab_size, encoder.end_id)
     with Progress(wanted, f"notes to tokens, {folder.name}", "tokens") as progress:
         while writer.tokens < wanted:
-            writer.add(encoder.encode_batch(list(islice(texts, 500))))
+            writer.add(encoder.encode_batch(list(islice(texts, 50))))
             progress.update(min(wanted, writer.tokens))
     writer.close()
     return writer.tokens

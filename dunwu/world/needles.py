@@ -1,11 +1,13 @@
 """Notes with codes to be found again: what a small model learns retrieval from, and is asked in a long context.
 
-A fact is a line such as `amber anchor=417.`; a note states facts, says other things, and repeats facts. Whoever predicts a
-repeated one has to find it: the code is drawn anew for every note, so no weight can know it (multi-query associative
-recall: Arora et al. 2023, "Zoology", section 3). Short notes with one to three facts stand beside long ones, because
-a small model finds retrieval there first (docs/log.md, 2026-11-21).
+A fact is a line such as `amber anchor=lemon tiger.`; a note states facts, says other things, and repeats facts. Whoever
+predicts a repeated one has to find it: the code is drawn anew for every note, so no weight can know it (multi-query
+associative recall: Arora et al. 2023, "Zoology", section 3). What lets a model of a million parameters learn it in minutes
+was found by trial (docs/log.md, 2026-11-21): short notes of one to three facts beside long ones, codes that follow their key
+at once, and words in them rather than digits.
 
-The key of a fact belongs to one split by its hash: no training note has a key that is later asked for.
+The key of a fact belongs to one split by its hash: no training note has a key that is later asked for. Words are chosen so
+that keys and codes are cut into the same tokens whatever their neighbours: Chinese ones stand behind a sign.
 """
 
 from __future__ import annotations
@@ -19,82 +21,55 @@ from dunwu.types import derive_seed
 from dunwu.world.general_pages import general_page
 
 _FIRST = (
-    [
-        "amber",
-        "brave",
-        "calm",
-        "dark",
-        "early",
-        "flat",
-        "golden",
-        "happy",
-        "iron",
-        "little",
-        "metal",
-        "noble",
-        "plain",
-        "quick",
-        "silent",
-        "warm",
-    ],
+    "amber brave calm dark early flat golden happy iron little metal noble plain quick silent warm".split(),
     list("金银铜铁木石竹玉冰火云雾霜雷沙丝"),
 )
 _SECOND = (
-    [
-        "anchor",
-        "basket",
-        "candle",
-        "dragon",
-        "engine",
-        "feather",
-        "garden",
-        "hammer",
-        "island",
-        "jacket",
-        "kettle",
-        "ladder",
-        "mirror",
-        "needle",
-        "pillow",
-        "window",
-    ],
-    list("船灯伞琴剑钟镜箱桥塔井墙窗桌椅床"),
+    (
+        "anchor basket candle dragon engine feather garden hammer island jacket kettle ladder mirror needle pillow window "
+        "barrel button carpet drawer falcon hunter lantern magnet orchard pocket ribbon saddle temple tunnel valley wheel"
+    ).split(),
+    list("船灯伞琴剑钟镜箱桥塔井墙窗桌椅床鼓旗鞋帽扇笔墨壶碗杯锅刀弓轮帆绳"),
 )
-DIGITS = 3
-"""Digits of a code: a blind guess is right once in a thousand."""
+_CODES = (
+    (
+        "acorn badge cabin daisy eagle fiddle ginger helmet ivory jungle kitten lizard melon nickel olive parrot quartz rabbit "
+        "salmon tiger urchin velvet walnut yellow zebra bishop copper desert ember forest glacier harbor"
+    ).split(),
+    list("虎鹿鹤龟蛇鹰狼熊兔鼠猴象狮豹鲸蜂蝶蚕松柏梅兰菊荷桃杏枣麦豆瓜姜蒜"),
+)
+CODE_WORDS = 2
+"""Words of a code: of 32 each, so that a blind guess is right once in a thousand."""
 _LEAST_LINES = 8
 """Lines of the shortest long note."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A key and its code.
+    """A key and its code, which begins with the equals sign.
 
     Example:
-        >>> Fact("amber anchor", "417", False).text, Fact("铜·船", "052", True).asked
-        ('amber anchor=417.', '铜·船=')
+        >>> Fact("amber anchor", "=lemon tiger", False).text, Fact("铜·船", "=梅·虎", True).text
+        ('amber anchor=lemon tiger.', '铜·船=梅·虎。')
     """
 
     key: str
-    value: str
+    code: str
     chinese: bool
-
-    @property
-    def asked(self) -> str:
-        """The fact up to its code."""
-        return f"{self.key}="
 
     @property
     def text(self) -> str:
         """The line."""
-        return self.asked + self.value + ("。" if self.chinese else ".")
+        return self.key + self.code + ("。" if self.chinese else ".")
 
 
 @cache
-def keys(split: str, chinese: bool) -> tuple[str, ...]:
-    """The keys of a split: eight, one and one tenth of all for train, valid and test."""
-    named = (first + ("·" if chinese else " ") + second for first in _FIRST[chinese] for second in _SECOND[chinese])
-    return tuple(key for key in named if _split_of(key) == split)
+def keys(split: str, chinese: bool) -> dict[str, tuple[str, ...]]:
+    """Second word → the keys of a split that end with it; eight, one and one tenth of all for train, valid and test."""
+    gap = "·" if chinese else " "
+    named = {second: [first + gap + second for first in _FIRST[chinese]] for second in _SECOND[chinese]}
+    mine = {second: tuple(key for key in there if _split_of(key) == split) for second, there in named.items()}
+    return {second: there for second, there in mine.items() if there}
 
 
 def _split_of(key: str) -> str:
@@ -102,12 +77,14 @@ def _split_of(key: str) -> str:
 
 
 def facts(dice: Random, count: int, chinese: bool, split: str) -> list[Fact]:
-    """`count` facts with different keys of the split (all its keys, if there are fewer)."""
+    """`count` facts of the split whose keys end with different words (as many as there are, if there are fewer)."""
     there = keys(split, chinese)
-    return [
-        Fact(key, "".join(dice.choices("0123456789", k=DIGITS)), chinese)
-        for key in dice.sample(there, min(count, len(there)))
-    ]
+    gap = "·" if chinese else " "
+    found = []
+    for second in dice.sample(sorted(there), min(count, len(there))):
+        code = "=" + gap.join(dice.choices(_CODES[chinese], k=CODE_WORDS))
+        found.append(Fact(dice.choice(there[second]), code, chinese))
+    return found
 
 
 def hay(dice: Random, chinese: bool, split: str) -> str:

@@ -91,6 +91,22 @@ def test_what_is_encoded_is_what_the_template_shows(tokenizer: Tokenizer, theirs
     assert encoded.ids[: len(prompt)] == tuple(prompt)
 
 
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_template_leaves_a_begun_reply_open(theirs: Any, messages: list[Message]) -> None:
+    """transformers' `continue_final_message`, as a prefix of the assistant's turn is given."""
+    begun = theirs.apply_chat_template(rows(messages), tokenize=False, continue_final_message=True)
+    assert begun + "<|im_end|>\n" == render_conversation(messages)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_template_has_no_switch_for_thinking(theirs: Any, thinking: bool) -> None:
+    """No model is trained on a turn that says whether to think, so the prompt does not change."""
+    asked = theirs.apply_chat_template(
+        rows([USER]), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    assert asked == render_prompt([USER])
+
+
 @pytest.mark.parametrize(
     ("name", "learned"),
     [

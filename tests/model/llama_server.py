@@ -65,9 +65,10 @@ class Server:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server: Any = xllamacpp.Server(params)
+        self.greedy([0], 1)  # one that is stopped before its queue runs would never end
 
     def close(self) -> None:
-        """Stop it; one that is left to the interpreter's exit can hang there."""
+        """Stop it."""
         self._server = None
 
     def post(self, path: str, **body: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import Regex, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from dunwu.data.chat import encode_conversation, render_prompt
@@ -156,6 +156,19 @@ def test_a_base_ends_with_the_text(tmp_path: Path) -> None:
     theirs.generation_config.save_pretrained(tmp_path)
     write_gguf(tmp_path, tmp_path / "m.gguf", "f16")
     assert fields(tmp_path / "m.gguf")["tokenizer.ggml.eos_token_id"] == TOKENIZER.end_id
+
+
+def test_a_token_that_begins_every_text_is_said(folder: Path, tmp_path: Path) -> None:
+    """As Llama 3's tokenizer has it: put there by the tokenizer itself, so by llama.cpp too."""
+    shutil.copytree(folder, tmp_path / "m")
+    backend = Backend.from_file(str(tmp_path / "m" / "tokenizer.json"))
+    begin = ("<|reserved_0|>", backend.token_to_id("<|reserved_0|>"))
+    backend.post_processor = processors.TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+    backend.save(str(tmp_path / "m" / "tokenizer.json"))
+    edit(tmp_path / "m" / "tokenizer_config.json", lambda r: r.update(bos_token=begin[0]))
+    write_gguf(tmp_path / "m", tmp_path / "m.gguf", "f16")
+    said = fields(tmp_path / "m.gguf")
+    assert said["tokenizer.ggml.add_bos_token"] and said["tokenizer.ggml.bos_token_id"] == begin[1]
 
 
 def test_one_file_however_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dunwu.model.config import ModelConfig
 from dunwu.model.cache import KVCache
+from dunwu.model.config import ModelConfig
 from dunwu.model.transformer import Transformer
 from dunwu.rollout import steps
 from dunwu.rollout.steps import EagerStep, GraphStep

@@ -1,0 +1,75 @@
+"""The notes: facts repeated as told, keys of one split, the same tokens in every place."""
+
+from __future__ import annotations
+
+from itertools import islice
+from random import Random
+
+import pytest
+
+from dunwu.data.tokenizer import train_from_texts
+from dunwu.world.needles import facts, hay, keys, notes
+
+SPLITS = ("train", "valid", "test")
+
+
+def told(text: str) -> dict[str, set[str]]:
+    """Key → the codes that a note gives it."""
+    found: dict[str, set[str]] = {}
+    for line in text.split("\n"):
+        key, sign, code = line.partition("=")
+        if sign:
+            found.setdefault(key, set()).add(code)
+    return found
+
+
+@pytest.mark.parametrize("chinese", [False, True])
+def test_no_key_is_in_two_splits(chinese: bool) -> None:
+    parts = [{key for there in keys(split, chinese).values() for key in there} for split in SPLITS]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 16 * 32
+    assert all(len(part) > 40 for part in parts)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_key_has_one_code_in_a_note_and_keys_are_of_the_split(long: bool) -> None:
+    for split in SPLITS:
+        mine = {key for chinese in (False, True) for there in keys(split, chinese).values() for key in there}
+        for text in islice(notes(3, 40, split=split, long=long), 200):
+            found = told(text)
+            assert set(found) <= mine
+            assert all(len(codes) == 1 for codes in found.values())
+
+
+def test_notes_follow_from_seed_and_index() -> None:
+    first, second = (list(islice(notes(5, 20), 20)) for _ in range(2))
+    assert first == second != list(islice(notes(6, 20), 20))
+
+
+def test_long_notes_have_so_many_lines_and_facts_come_again() -> None:
+    for text in islice(notes(1, 60, long=True), 20):
+        lines = text.split("\n")
+        assert len(lines) == 60
+        said = [line for line in lines if "=" in line]
+        assert len(set(said)) < len(said)
+
+
+def test_facts_of_a_text_end_with_different_words() -> None:
+    for seed in range(50):
+        ends = [fact.key.split(" ")[1] for fact in facts(Random(seed), 8, False, "test")]
+        assert len(set(ends)) == 8
+
+
+def test_hay_has_no_fact_in_it() -> None:
+    dice = Random(0)
+    assert not any("=" in hay(dice, chinese, "test") for chinese in (False, True) for _ in range(200))
+
+
+def test_keys_and_codes_have_the_same_tokens_wherever_they_stand() -> None:
+    """Whoever looks for a key finds it only if its tokens do not depend on the code, and are the same in every split."""
+    tokenizer = train_from_texts(islice(notes(0, 20), 5000), 1024)
+    for split in SPLITS:
+        for chinese in (False, True):
+            for fact in facts(Random(split), 20, chinese, split):
+                whole, key = tokenizer.encode(fact.text), tokenizer.encode(fact.key)
+                assert whole[: len(key)] == key
+                assert len(key) == 2 and len(whole) == 5
