@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from dunwu.bench import INSTALL, BenchConfig
-from dunwu.bench.llama_cpp import LlamaCpp, write_gguf
+from dunwu.bench.llama_cpp import LlamaCpp
 from dunwu.bench.pairs import compare, rate
 from dunwu.bench.subject import make_model, make_prompts, make_tokenizer
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.machine import library_version
+from dunwu.model.gguf import Kind, write_gguf
 from dunwu.model.hf import save_model
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.engine import Engine
@@ -150,9 +151,12 @@ def _llama_rows(
         return []
     rows = []
     columns, all_threads = PROMPT + length + 8, torch.get_num_threads()
-    files = {kind: folder / f"model-{kind}.gguf" for kind in ("float32", "bfloat16")}
-    for kind, file in files.items():
-        write_gguf(model, tokenizer, file, kind == "bfloat16")
+    save_model(model, folder / "as-stored", tokenizer.end_id, tokenizer.stop_ids)
+    tokenizer.save(folder / "as-stored")
+    kinds: dict[str, Kind] = {"float32": "f32", "bfloat16": "bf16"}
+    files = {name: folder / f"model-{name}.gguf" for name in kinds}
+    for name, file in files.items():
+        write_gguf(folder / "as-stored", file, kinds[name])
     for batch in (1, 4) if config.quick else (1, 16, 64):
         prompts = make_prompts(tokenizer, batch, PROMPT, config.seed)
 

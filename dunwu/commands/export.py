@@ -121,7 +121,7 @@ EXPORT = Command(
         arg("model", metavar="MODEL", help="a model folder, or a run's stage such as runs/x:r1"),
         arg("dir", metavar="DIR", help="where it goes: a new folder, or that of an earlier export"),
         arg("--to", required=True, choices=("hf", "gguf", "ollama"), help="what it shall be"),
-        arg("--type", choices=("f32", "f16", "q8_0"), help="numbers of a GGUF file (f16)"),
+        arg("--type", choices=("f32", "f16", "bf16", "q8_0"), help="numbers of a GGUF file (f16)"),
         arg("--dtype", choices=("bf16", "fp16", "fp32"), help="numbers of a Hugging Face folder (as they are)"),
     ),
 )

@@ -28,8 +28,8 @@ from dunwu.model.rope import frequencies, score_scale, yarn_factor
 from dunwu.model.stored import blocks, check_fit, read_json
 from dunwu.types import DunwuError
 
-Kind = Literal["f32", "f16", "q8_0"]
-KINDS: tuple[Kind, ...] = ("f32", "f16", "q8_0")
+Kind = Literal["f32", "f16", "bf16", "q8_0"]
+KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def _type_of(entry: Entry, kind: Kind) -> str:
     """GGUF's name of the type an entry is written in."""
     if entry.exact or kind == "f32":
         return "F32"
+    if kind == "bf16":
+        return "BF16"
     return "Q8_0" if kind == "q8_0" and entry.shape[-1] % 32 == 0 else "F16"
 
 
@@ -103,7 +105,7 @@ def _add_types(writer: Any, entries: list[Entry], types: list[str], kind: Kind) 
     """The head of the file, up to where the weights begin."""
     import gguf
 
-    files = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+    files = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_file_type(gguf.LlamaFileType[files[kind]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for entry, name in zip(entries, types):
@@ -139,8 +141,8 @@ def _write_tensor(out: BinaryIO, stored: Mapping[str, Stored], entry: Entry, sor
             if block.abs().max() > torch.finfo(torch.float16).max:
                 raise DunwuError(f"tensor {entry.sources[0]} holds numbers too large for F16", "use f32 or q8_0")
             numbers = numbers.astype(np.float16)
-        elif sort == "Q8_0":
-            numbers = gguf.quants.quantize(numbers, gguf.GGMLQuantizationType.Q8_0)
+        elif sort != "F32":
+            numbers = gguf.quants.quantize(numbers, gguf.GGMLQuantizationType[sort])
         out.write(np.ascontiguousarray(numbers).tobytes())
     out.write(b"\0" * (-out.tell() % alignment))
 

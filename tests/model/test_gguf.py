@@ -107,7 +107,7 @@ def test_greedy_text_is_transformers_and_ours(name: str, server_of: Serve, tmp_p
             assert row[len(prompt) :] == best, who
 
 
-@pytest.mark.parametrize(("kind", "near"), [("f32", 1e-4), ("f16", 0.02), ("q8_0", 0.3)])
+@pytest.mark.parametrize(("kind", "near"), [("f32", 1e-4), ("f16", 0.02), ("bf16", 0.1), ("q8_0", 0.3)])
 @pytest.mark.parametrize("name", ["llama 3", "qwen3_moe", "v3"])
 def test_fewer_bits_stay_close(name: str, kind: ours.Kind, near: float, server_of: Serve, tmp_path: Path) -> None:
     theirs = save_reference(SHAPES[name], TOKENIZER, tmp_path)
