@@ -194,6 +194,11 @@ class ModelConfig:
 
     def validate(self) -> None:
         """Raise UsageError where the shape cannot be built."""
+        counts = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "num_layers": self.num_layers}
+        counts |= {"mla.kv_rank": self.mla.kv_rank} if self.mla else {}
+        counts |= {"moe.groups": self.moe.groups, "moe.experts": self.moe.experts} if self.moe else {}
+        if low := [name for name, count in counts.items() if count < 1]:
+            raise UsageError(f"{low[0]} is {counts[low[0]]}", "use 1 or more")
         if (not self.head_size and not self.mla and self.hidden_size % self.num_heads) or self.rope_dim % 2:
             raise UsageError(
                 f"hidden_size {self.hidden_size} does not split into {self.num_heads} heads of even width",

@@ -62,7 +62,7 @@ def _yarn(plain: Tensor, d: int, theta: float, scaling: Yarn) -> Tensor:
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, d - 1)
-    ramp = ((torch.arange(d // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(d // 2, dtype=torch.float32) - low) / ((high - low) or 0.001)).clamp(0, 1)
     return ramp * plain / scaling.factor + (1 - ramp) * plain
 
 

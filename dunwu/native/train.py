@@ -109,7 +109,13 @@ def norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float) -> tuple[
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """(N, 2F), gate first → silu(gate) · up, (N, F)."""
+    """(N, 2F), gate first → silu(gate) · up, (N, F).
+
+    Raises:
+        ValueError: F is no multiple of 16.
+    """
+    if gate_up.shape[-1] % (2 * LANES):
+        raise ValueError(f"an inner width of {gate_up.shape[-1] // 2} is no multiple of {LANES}")
     y: Tensor = _SwiGlu.apply(gate_up)  # type: ignore[no-untyped-call]
     return y
 

@@ -74,7 +74,13 @@ def shards(run: Run, config: ExtendRunConfig, vocabulary: Artifact) -> Artifact:
             # The held-out part has a window for every note; the others a little more than one epoch.
             held_out = name == HELD_OUT
             wanted = 2 * config.windows * part.context if held_out else int(part.tokens * 1.02) + 4 * part.context
-            texts = notes(derive_seed(name, run.seed), _lines(part, held_out), config.chinese, split, long=held_out)
+            texts = notes(
+                derive_seed(name, run.seed),
+                _lines(part, held_out),
+                config.chinese,
+                split,
+                "long" if held_out else "mixed",
+            )
             figures[f"tokens/{name}"] = _write(work / name, encoder, texts, wanted)
         return dict(figures)
 

@@ -12,6 +12,7 @@ Not covered: what is rewarded (the task's affair), and what is measured on the w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
 from dunwu.model.hf import from_pretrained, save_model
+from dunwu.model.lora import adapters
 from dunwu.model.lora_config import LoraConfig
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore
@@ -88,6 +90,8 @@ def reinforce(
     Returns:
         the last state: "step" and the figures.
     """
+    if adapters(learner.policy):  # no adapter file could carry a router's bias: base and adapter would be another model
+        config = replace(config, bias_rate=0.0)
     start = int(state["step"])
     figures = {name: value for name, value in state.items() if name not in ("step", "version")}
     if start == 0 and on_step is not None:

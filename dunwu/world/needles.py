@@ -1,6 +1,6 @@
 """Notes with codes to be found again: what a small model learns retrieval from, and is asked in a long context.
 
-A fact is a line such as `amber anchor=lemon tiger.`; a note states facts, says other things, and repeats facts. Whoever
+A fact is a line such as `amber anchor=melon tiger.`; a note states facts, says other things, and repeats facts. Whoever
 predicts a repeated one has to find it: the code is drawn anew for every note, so no weight can know it (multi-query
 associative recall: Arora et al. 2023, "Zoology", section 3). What lets a model of a million parameters learn it in minutes
 was found by trial (docs/log.md, 2026-11-21): short notes of one to three facts beside long ones, codes that follow their key
@@ -12,34 +12,33 @@ that keys and codes are cut into the same tokens whatever their neighbours: Chin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from random import Random
 
 from dunwu.types import derive_seed
 from dunwu.world.general_pages import general_page
 
 _FIRST = (
-    "amber brave calm dark early flat golden happy iron little metal noble plain quick silent warm".split(),
-    list("金银铜铁木石竹玉冰火云雾霜雷沙丝"),
+    tuple("amber brave calm dark early flat golden happy iron little metal noble plain quick silent warm".split()),
+    tuple("金银铜铁木石竹玉冰火云雾霜雷沙丝"),
 )
 _SECOND = (
-    (
-        "anchor basket candle dragon engine feather garden hammer island jacket kettle ladder mirror needle pillow window "
-        "barrel button carpet drawer falcon hunter lantern magnet orchard pocket ribbon saddle temple tunnel valley wheel"
-    ).split(),
-    list("船灯伞琴剑钟镜箱桥塔井墙窗桌椅床鼓旗鞋帽扇笔墨壶碗杯锅刀弓轮帆绳"),
+    tuple(
+        "anchor basket candle dragon engine feather garden hammer island jacket kettle ladder mirror needle pillow window".split()
+    ),
+    tuple("船灯伞琴剑钟镜箱桥塔井墙窗桌椅床"),
 )
 _CODES = (
-    (
-        "acorn badge cabin daisy eagle fiddle ginger helmet ivory jungle kitten lizard melon nickel olive parrot quartz rabbit "
-        "salmon tiger urchin velvet walnut yellow zebra bishop copper desert ember forest glacier harbor"
-    ).split(),
-    list("虎鹿鹤龟蛇鹰狼熊兔鼠猴象狮豹鲸蜂蝶蚕松柏梅兰菊荷桃杏枣麦豆瓜姜蒜"),
+    tuple(
+        "acorn badge cabin daisy eagle fiddle ginger helmet ivory jungle lizard melon olive parrot quartz tiger".split()
+    ),
+    tuple("虎鹿鹤龟蛇鹰狼熊兔鼠猴象松柏梅兰"),
 )
 CODE_WORDS = 2
-"""Words of a code: of 32 each, so that a blind guess is right once in a thousand."""
+"""Words of a code, of 16 each: a blind guess is right once in 256."""
 _LEAST_LINES = 8
 """Lines of the shortest long note."""
 
@@ -49,8 +48,8 @@ class Fact:
     """A key and its code, which begins with the equals sign.
 
     Example:
-        >>> Fact("amber anchor", "=lemon tiger", False).text, Fact("铜·船", "=梅·虎", True).text
-        ('amber anchor=lemon tiger.', '铜·船=梅·虎。')
+        >>> Fact("amber anchor", "=melon tiger", False).text, Fact("铜·船", "=梅·虎", True).text
+        ('amber anchor=melon tiger.', '铜·船=梅·虎。')
     """
 
     key: str
@@ -77,13 +76,15 @@ def _split_of(key: str) -> str:
 
 
 def facts(dice: Random, count: int, chinese: bool, split: str) -> list[Fact]:
-    """`count` facts of the split whose keys end with different words (as many as there are, if there are fewer)."""
+    """`count` facts of the split, as many as there are if there are fewer: no two keys end, no two codes begin alike."""
     there = keys(split, chinese)
     gap = "·" if chinese else " "
+    ends = dice.sample(sorted(there), min(count, len(there)))
+    begins = dice.sample(_CODES[chinese], len(ends))
     found = []
-    for second in dice.sample(sorted(there), min(count, len(there))):
-        code = "=" + gap.join(dice.choices(_CODES[chinese], k=CODE_WORDS))
-        found.append(Fact(dice.choice(there[second]), code, chinese))
+    for end, begin in zip(ends, begins):
+        rest = dice.choices(_CODES[chinese], k=CODE_WORDS - 1)
+        found.append(Fact(dice.choice(there[end]), "=" + gap.join([begin, *rest]), chinese))
     return found
 
 
@@ -96,26 +97,29 @@ def hay(dice: Random, chinese: bool, split: str) -> str:
             return dice.choice(lines)
 
 
-def note(dice: Random, lines: int, chinese: bool, split: str = "train") -> str:
-    """A note of at most `lines` lines, more often a short one; every fact in it may be repeated at any distance."""
-    size = dice.random()
-    lines = max(lines, _LEAST_LINES)
-    if size < 0.7:
-        count = dice.randint(1, 3)
-        share, length = 0.0, 3 * count + 1
-    elif size < 0.88:
-        count = dice.randint(2, 6)
-        share, length = dice.choice((0.0, 0.3, 0.6)), dice.randint(2 * count, 4 * count)
+def short_note(dice: Random, lines: int, chinese: bool, split: str) -> str:
+    """One to three facts and nothing else, in ten lines at most; `lines` has no meaning."""
+    told = dice.randint(1, 3)
+    return _written(dice, facts(dice, told, chinese, split), 3 * told + 1, 0.0, chinese, split)
+
+
+def note(dice: Random, lines: int, chinese: bool, split: str) -> str:
+    """A note of up to `lines` lines, more often a short one."""
+    lines, size = max(lines, _LEAST_LINES), dice.random()
+    if size < 0.5:
+        return short_note(dice, lines, chinese, split)
+    if size < 0.8:
+        told = dice.randint(2, 6)
+        share, length = dice.choice((0.0, 0.3, 0.6)), dice.randint(2 * told, 4 * told)
     else:
-        count = dice.randint(4, max(5, lines // 4))
+        told = dice.randint(4, max(5, lines // 4))
         share, length = dice.choice((0.3, 0.5, 0.7)), lines
-    return _written(dice, facts(dice, count, chinese, split), length, share, chinese, split)
+    return _written(dice, facts(dice, told, chinese, split), length, share, chinese, split)
 
 
-def long_note(dice: Random, lines: int, chinese: bool, split: str = "train") -> str:
+def long_note(dice: Random, lines: int, chinese: bool, split: str) -> str:
     """A note of exactly `lines` lines, half of them about other things."""
-    told = facts(dice, max(4, lines // 8), chinese, split)
-    return _written(dice, told, lines, 0.5, chinese, split)
+    return _written(dice, facts(dice, max(4, lines // 8), chinese, split), lines, 0.5, chinese, split)
 
 
 def _written(dice: Random, untold: list[Fact], lines: int, hay_share: float, chinese: bool, split: str) -> str:
@@ -134,17 +138,18 @@ def _written(dice: Random, untold: list[Fact], lines: int, hay_share: float, chi
     return "\n".join(said)
 
 
-def notes(seed: int, lines: int, chinese: float = 0.3, split: str = "train", long: bool = False) -> Iterator[str]:
+WRITERS: dict[str, Callable[[Random, int, bool, str], str]] = {"short": short_note, "mixed": note, "long": long_note}
+"""Kinds of notes; a writer takes dice, the lines of the longest, whether in Chinese, and the split."""
+
+
+def notes(seed: int, lines: int, chinese: float = 0.3, split: str = "train", kind: str = "mixed") -> Iterator[str]:
     """Endless notes; note i depends on the arguments and i alone.
 
     Args:
         lines: of the longest.
         chinese: share of Chinese ones.
-        long: only notes of exactly `lines` lines.
+        kind: from `WRITERS`.
     """
-    write = long_note if long else note
-    index = 0
-    while True:
-        dice = Random(derive_seed("note", split, seed, index))
-        yield write(dice, lines, dice.random() < chinese, split)
-        index += 1
+    for index in count():
+        dice = Random(derive_seed("note", kind, split, seed, index))
+        yield WRITERS[kind](dice, lines, dice.random() < chinese, split)
