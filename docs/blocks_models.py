@@ -63,3 +63,38 @@ def _arch_row(row: dict[str, Any]) -> list[str]:
         f"{row['pretraining_tokens_per_second']:,.0f}",
         f"{row['rollout_tokens_per_second']:,.0f}",
     ]
+
+
+def real_shapes(results: Results) -> str:
+    """Checkpoints of real shapes: loading, a step with adapters, a step of all weights, what was reloaded."""
+    record = results.read("real-shapes")
+    if record is None:
+        return results.missing
+    say = results.say
+    head = [
+        say("shape", "形状"),
+        say("weights", "权重"),
+        say("load: peak / weights", "加载：峰值/权重"),
+        say("LoRA step", "LoRA 一步"),
+        say("step of all weights", "全参一步"),
+        say("reloaded − saved", "重新加载的差"),
+    ]
+    rows = [head]
+    for name, found in record["result"]["shapes"].items():
+        layers = found.get("full_layers", "").split(":")[0]
+        part = say(f", {layers} layers", f"，{layers} 层") if layers else ""
+        rows.append(
+            [
+                f"{name}, {found['parameters'] / 1e6:,.0f}M",
+                f"{found['load']['weights_mb']:,.0f} MB",
+                f"{found['load']['ratio']:.3f}",
+                _step(found["lora"]),
+                _step(found["full"]) + part,
+                f"{max(found['lora again']['reloaded'], found['full again']['reloaded']):g}",
+            ]
+        )
+    return "\n\n".join([table(rows), results.origin(record)])
+
+
+def _step(found: dict[str, float]) -> str:
+    return f"{found['step_seconds']:.1f} s, {found['peak_mb'] / 1000:.1f} GB"

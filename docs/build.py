@@ -45,6 +45,7 @@ BLOCK = re.compile(r"<!-- begin: (?P<name>[a-z0-9-]+) -->\n(?P<body>.*?)<!-- end
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "architectures": blocks_models.architectures,
     "arch-study": blocks_models.arch_study,
+    "real-shapes": blocks_models.real_shapes,
     "r1-table": blocks_r1.stage_table,
     "r1-seeds": blocks_r1.seed_table,
     "r1-verdicts": blocks_r1.verdict_table,

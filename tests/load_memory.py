@@ -42,6 +42,8 @@ def write(config: ModelConfig, folder: Path) -> None:
     with unfilled():
         model = Transformer(config).bfloat16()
     model.to_empty(device="cpu")
+    for buffer in model.buffers():  # routers' biases: `init_weights` fills parameters only
+        buffer.zero_()
     model.init_weights(torch.Generator().manual_seed(0))
     save_model(model, folder, end_id=0)
 

@@ -77,9 +77,9 @@ def learn(folder: Path, out: Path, rank: int) -> dict[str, Any]:
     from dunwu.cli import main
     from dunwu.log import read_metrics
     from dunwu.recipes import grpo
+    from dunwu.recipes.reinforce import save_learner
 
     seen = {}
-    save_learner = grpo.save_learner
 
     def keep(learner: Any, *rest: Any) -> None:
         seen["trained"] = logits(learner.policy)
@@ -132,7 +132,8 @@ def logits(model: Any) -> Any:
 
 def go(config: ModelConfig, home: Path) -> dict[str, Any]:
     """Every phase for one shape, where there is room; what each found."""
-    whole, found = home / "whole", {"parameters": weights_of(config)}
+    whole = home / "whole"
+    found: dict[str, Any] = {"parameters": weights_of(config)}
     found["write"] = alone("write", config, home, str(whole), as_json(config))
     require("load", config)
     weights, peak = measured(whole, "bfloat16")

@@ -123,6 +123,8 @@ class Transformer(nn.Module):
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
             scale = (2 * self.config.num_layers) ** -0.5 if into_residual else 1
             parameter.normal_(0.0, std * scale, generator=generator)
+        for buffer in self.buffers():  # routers' biases
+            buffer.zero_()
 
     def new_cache(self, pad_B: Tensor, capacity: int) -> KVCache:
         """An empty cache for rows that are left-padded by `pad_B` columns."""

@@ -90,8 +90,6 @@ def reinforce(
     Returns:
         the last state: "step" and the figures.
     """
-    if adapters(learner.policy):  # no adapter file could carry a router's bias: base and adapter would be another model
-        config = replace(config, bias_rate=0.0)
     start = int(state["step"])
     figures = {name: value for name, value in state.items() if name not in ("step", "version")}
     if start == 0 and on_step is not None:

@@ -26,12 +26,14 @@ def balance_by(model: Transformer, loads_LE: Tensor | None, rate: float) -> dict
 
     Args:
         loads_LE: tokens of every expert; None where nobody counted them.
-        rate: γ; 0 leaves the biases alone, as does a softmax gate, which has none.
+        rate: γ; 0 leaves the biases alone, as do frozen routers (LoRA) and a softmax gate, which has none.
     """
     assert model.config.moe is not None
     if loads_LE is None:
         return {}
-    if rate and model.config.moe.gate == "sigmoid":
+    # Under LoRA routers are frozen, and their biases with them: no adapter file could carry those.
+    trained = model.gates[0].weight.requires_grad
+    if rate and trained and model.config.moe.gate == "sigmoid":
         move_biases(model.gates, loads_LE, rate)
     return load_metrics(loads_LE)
 

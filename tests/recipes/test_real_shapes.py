@@ -43,7 +43,7 @@ def test_a_checkpoint_learns_is_saved_and_loads(
     found = again(folder, tmp_path / "run")
     assert ("adapted" in found) == bool(rank)
     assert unlearned("", step, found) == []
-    assert step["trained_tokens"] > 100 and step["moved_tensors"] > 0.25
+    assert step["trained_tokens"] > 100
     assert found.get("merging", 0.0) < 0.1 * found["spread"]
 
 
