@@ -48,7 +48,7 @@ def _demonstrate(run: Run, config: ExtendRunConfig) -> None:
     tokens = extending.shards(run, config, vocabulary)
     base = extending.base(run, config, vocabulary, tokens)
     original, shape = _shapes(base.path / MODEL, config)
-    windows = extending.long_windows(tokens, config, run.seed)
+    windows = extending.long_windows(tokens, vocabulary, config, run.seed)
     made = extending.extended(run, config, base.path / MODEL, shape, windows, {}, [base, tokens])
     held_out = tokens.path / extending.HELD_OUT
     spent = int(base.meta["metrics"]["tokens"])

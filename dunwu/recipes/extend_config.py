@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dunwu.train.config import PretrainConfig
 from dunwu.types import UsageError
+from dunwu.world.needles import WRITERS
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,39 @@ class ExtendRunConfig:
             tokens=500_000,
             rows=4,
             context=1024,
-            lr=1e-4,
-            warmup=5,
-            schedule="constant",
+            lr=1e-3,
+            warmup=10,
+            schedule="linear",
             log_every=5,
             eval_every=50,
             save_every=25,
         )
     )
-    """The training at the new length, which is `extend.context`; its rate is the last one of the base's training (V3, 4.3)."""
+    """The training at the new length, which is `extend.context`."""
     size: str = "0.8M"
     """Size preset of the demonstration's base."""
-    vocab_size: int = 768
+    vocab_size: int = 1024
     """Size of its tokenizer."""
-    initializer_range: float = 0.08
+    kv_heads: int = 4
+    """Key/value heads of it; one for all heads, as in the preset, learns to find things much later."""
+    initializer_range: float = 0.1
     """Standard deviation of its first weights, about 1/√D: at 0.02 a model this narrow attends to nothing for long."""
     pretrain: PretrainConfig = field(
         default_factory=lambda: PretrainConfig(
-            tokens=10_000_000, rows=4, context=256, lr=2e-3, eval_every=1000, save_every=500
+            tokens=8_000_000,
+            rows=8,
+            context=256,
+            lr=2e-3,
+            warmup=30,
+            schedule="wsd",
+            final_lr=0.1,
+            context_steps=((16, 0.1), (32, 0.08), (64, 0.1), (128, 0.14), (256, 0.58)),
+            save_every=500,
         )
     )
     """Its training, at the short context `pretrain.context`."""
+    lessons: tuple[tuple[str, float], ...] = (("pairs", 0.1), ("short", 0.08))
+    """What its training begins with: kinds of notes (`world.needles`) and shares of the updates. Finding begins there."""
     chinese: float = 0.3
     """Share of Chinese notes in it."""
     held_out: float = 0.1
@@ -90,6 +103,12 @@ class ExtendRunConfig:
             )
         self.pretrain.validate()
         self.extend.validate()
+        if not all(share > 0 for _, share in self.lessons) or sum(share for _, share in self.lessons) >= 1:
+            raise UsageError(
+                "the shares of lessons do not leave anything", "give shares above 0 that sum to less than 1"
+            )
+        if unknown := {kind for kind, _ in self.lessons} - set(WRITERS):
+            raise UsageError(f"no kind of notes {min(unknown)!r}", "choose from " + ", ".join(WRITERS))
         if not self.model:
             self.check_growth(self.pretrain.context)
 
@@ -107,6 +126,7 @@ EXTEND_PRESETS: dict[str, ExtendRunConfig] = {
     "tiny": ExtendRunConfig(
         size="tiny",
         vocab_size=512,
+        kv_heads=1,
         pretrain=PretrainConfig(
             tokens=60_000, rows=4, context=64, warmup=10, lr=2e-3, log_every=10, eval_every=100, save_every=50
         ),
@@ -128,8 +148,16 @@ EXTEND_PRESETS: dict[str, ExtendRunConfig] = {
         size="12M",
         vocab_size=2048,
         initializer_range=0.05,
+        kv_heads=2,
         pretrain=PretrainConfig(
-            tokens=200_000_000, rows=64, context=1024, lr=1e-3, warmup=200, eval_every=1000, save_every=500
+            tokens=200_000_000,
+            rows=64,
+            context=1024,
+            lr=1e-3,
+            warmup=200,
+            eval_every=1000,
+            save_every=500,
+            context_steps=((16, 0.1), (64, 0.1), (256, 0.2), (1024, 0.6)),
         ),
         extend=PretrainConfig(
             tokens=8_000_000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -41,7 +41,9 @@ from dunwu.world.needles import notes
 LINE_TOKENS = 12
 """Tokens of a note's line, about: so many tokens of context are one more line of the longest notes."""
 SHORT, LONG, HELD_OUT = "train", "train-long", "held-out"
-"""Sub-folders of the shards: notes for the short context, for the long one, and long ones that are measured on."""
+"""Sub-folders of the shards: notes for the short context, for the long one, long ones to measure on. Lessons have others."""
+WHOLE = ("pairs", "far")
+"""Kinds of notes that are as long as the context, and stand in windows of their own."""
 TOKENIZER_NOTES = 4_000
 """Notes the tokenizer is trained on."""
 Start = Callable[[], Transformer]
@@ -61,62 +63,127 @@ def tokenizer(run: Run, config: ExtendRunConfig) -> Artifact:
     return run.stage("tokenizer", build, settings)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A sub-folder of the shards: so many tokens of one kind of notes."""
+
+    tokens: int
+    context: int
+    kind: str = "mixed"
+    split: str = "train"
+
+    @property
+    def lines(self) -> int:
+        """Of its longest notes: as long as the context, held-out ones twice that, so that each has a whole window."""
+        return (2 if self.kind == "long" else 1) * self.context // LINE_TOKENS
+
+
+def _parts(config: ExtendRunConfig) -> dict[str, _Part]:
+    short, long = config.pretrain, config.extend
+    lessons = {kind: _Part(int(short.tokens * share), short.context, kind) for kind, share in config.lessons}
+    return lessons | {
+        SHORT: _Part(short.tokens - sum(part.tokens for part in lessons.values()), short.context),
+        LONG: _Part(long.tokens, long.context, "far"),
+        HELD_OUT: _Part(3 * config.windows * long.context, long.context, "long", "valid"),
+    }
+
+
 def shards(run: Run, config: ExtendRunConfig, vocabulary: Artifact) -> Artifact:
     """Notes to token shards. Long notes are as long as the new context, so that facts are repeated over all of it."""
-    short, long = config.pretrain, config.extend
+    parts = _parts(config)
 
     def build(work: Path) -> dict[str, object]:
-        encoder = load_tokenizer(vocabulary.path)
-        for name in (SHORT, LONG, HELD_OUT):
+        encoder, figures = load_tokenizer(vocabulary.path), dict[str, object]()
+        for name, part in parts.items():
             shutil.rmtree(work / name, ignore_errors=True)
-        figures = {}
-        for name, part, split in ((SHORT, short, "train"), (LONG, long, "train"), (HELD_OUT, long, "valid")):
-            # The held-out part has a window for every note; the others a little more than one epoch.
-            held_out = name == HELD_OUT
-            wanted = 2 * config.windows * part.context if held_out else int(part.tokens * 1.02) + 4 * part.context
-            texts = notes(
-                derive_seed(name, run.seed),
-                _lines(part, held_out),
-                config.chinese,
-                split,
-                "long" if held_out else "mixed",
-            )
-            figures[f"tokens/{name}"] = _write(work / name, encoder, texts, wanted)
-        return dict(figures)
+            texts = notes(derive_seed(name, run.seed), part.lines, config.chinese, part.split, part.kind)
+            # Windows leave a remainder; a little more than asked keeps one epoch whole.
+            cut = part.context if part.kind in WHOLE else 0
+            wanted = int(part.tokens * 1.02) + 4 * part.context
+            figures[f"tokens/{name}"] = _write(work / name, encoder, texts, wanted, cut)
+        return figures
 
-    settings = {"short": [short.tokens, short.context], "long": [long.tokens, long.context]}
-    settings |= {"windows": [config.windows]}
-    return run.stage("shards", build, {**settings, "chinese": config.chinese, "seed": run.seed}, [vocabulary])
+    settings = {"parts": parts, "chinese": config.chinese, "seed": run.seed}
+    return run.stage("shards", build, settings, [vocabulary])
 
 
-def _lines(part: PretrainConfig, held_out: bool) -> int:
-    return (2 if held_out else 1) * part.context // LINE_TOKENS
-
-
-def _write(folder: Path, encoder: Tokenizer, texts: Iterator[str], wanted: int) -> int:
+def _write(folder: Path, encoder: Tokenizer, texts: Iterator[str], wanted: int, cut: int = 0) -> int:
+    """Args:
+    cut: if not 0, only texts of at least so many tokens, cut to them.
+    """
     writer = ShardWriter(folder, encoder.vocab_size, encoder.end_id)
     with Progress(wanted, f"notes to tokens, {folder.name}", "tokens") as progress:
         while writer.tokens < wanted:
-            writer.add(encoder.encode_batch(list(islice(texts, 50))))
+            ids = encoder.encode_batch(list(islice(texts, 50)))
+            writer.add([row[:cut] for row in ids if len(row) >= cut] if cut else ids)
             progress.update(min(wanted, writer.tokens))
     writer.close()
     return writer.tokens
 
 
+class WholeTexts:
+    """Windows that are whole texts, each behind the token that ends the one before it, in a seeded order.
+
+    Facts told at a window's beginning and asked for at its end are then as far apart as the context allows.
+    """
+
+    def __init__(self, folder: Path, context: int, end_id: int, seed: int) -> None:
+        with closing(TokenFolder(folder)) as text:
+            ids = text.read(0, text.tokens)
+        ends = np.flatnonzero(ids == end_id)
+        self.windows = [ids[a : a + context + 1] for a, b in pairwise(ends) if b - a > context]
+        self.seed = seed
+        if not self.windows:
+            raise DunwuError(f"{folder} holds no text of {context} tokens", "raise extend.tokens")
+
+    def batch(self, step: int, rows: int) -> NDArray[np.int64]:
+        """(rows, T + 1) ids, a function of the step alone."""
+        return np.stack([self._window(step * rows + row) for row in range(rows)])
+
+    def _window(self, position: int) -> NDArray[np.int64]:
+        epoch, place = divmod(position, len(self.windows))
+        order = np.random.default_rng(derive_seed("texts", self.seed, epoch)).permutation(len(self.windows))
+        return self.windows[int(order[place])]
+
+
+def _open(folder: Path, kind: str, context: int, end_id: int, seed: int) -> Windows:
+    return WholeTexts(folder, context, end_id, seed) if kind in WHOLE else PackedShards(folder, context, seed)
+
+
+class InTurn:
+    """Windows of one source after the other: (updates, source) each, the last for all that remain."""
+
+    def __init__(self, sources: Sequence[tuple[int, Windows]]) -> None:
+        self.sources = sources
+
+    def batch(self, step: int, rows: int) -> NDArray[np.int64]:
+        """(rows, T + 1) ids, a function of the step alone."""
+        for updates, source in self.sources[:-1]:
+            if step < updates:
+                return source.batch(step, rows)
+            step -= updates
+        return self.sources[-1][1].batch(step, rows)
+
+
 def base(run: Run, config: ExtendRunConfig, vocabulary: Artifact, tokens: Artifact) -> Artifact:
     """The demonstration's base: trained at the short context, and its config says no more than that."""
-    settings = config.pretrain
+    settings, seed = config.pretrain, run.seed
     device, dtype = placement(config.device, settings)
-    size, spread, seed = config.size, config.initializer_range, run.seed
+    changes: dict[str, Any] = {"initializer_range": config.initializer_range, "num_kv_heads": config.kv_heads}
 
     def fresh() -> Transformer:
-        shape = model_preset(size, load_tokenizer(vocabulary.path).vocab_size)
-        model = Transformer(replace(shape, initializer_range=spread, max_position_embeddings=settings.context))
+        shape = model_preset(config.size, load_tokenizer(vocabulary.path).vocab_size)
+        model = Transformer(replace(shape, max_position_embeddings=settings.context, **changes))
         model.init_weights(torch.Generator().manual_seed(derive_seed("init", seed)))
         return model.to(device=device, dtype=dtype)
 
-    key: dict[str, object] = {"model": size, "initializer_range": spread, "dtype": str(dtype)}
-    windows = _packed(tokens.path / SHORT, settings, seed)
+    def windows() -> Windows:
+        lessons = [(round(settings.steps * share), kind) for kind, share in config.lessons]
+        end_id = load_tokenizer(vocabulary.path).end_id
+        parts = [*lessons, (settings.steps, SHORT)]
+        return InTurn([(n, _open(tokens.path / name, name, settings.context, end_id, seed)) for n, name in parts])
+
+    key = {"model": config.size, **changes, "lessons": config.lessons, "dtype": str(dtype)}
     return train_stage(run, "base", settings, fresh, windows, vocabulary.path, key, [vocabulary, tokens])
 
 
@@ -186,13 +253,10 @@ def placement(device: str, settings: PretrainConfig) -> tuple[str, torch.dtype]:
     return where, resolve_dtype(settings.precision, where, machine.cpu_flags())
 
 
-def _packed(folder: Path, settings: PretrainConfig, seed: int) -> Callable[[], Windows]:
-    return lambda: PackedShards(folder, settings.context, seed)
-
-
-def long_windows(tokens: Artifact, config: ExtendRunConfig, seed: int) -> Callable[[], Windows]:
+def long_windows(tokens: Artifact, vocabulary: Artifact, config: ExtendRunConfig, seed: int) -> Callable[[], Windows]:
     """The demonstration's windows of the new length."""
-    return _packed(tokens.path / LONG, config.extend, seed)
+    folder, context = tokens.path / LONG, config.extend.context
+    return lambda: _open(folder, "far", context, load_tokenizer(vocabulary.path).end_id, seed)
 
 
 def train_stage(

@@ -12,7 +12,6 @@ Not covered: what is rewarded (the task's affair), and what is measured on the w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
 from dunwu.model.hf import from_pretrained, save_model
-from dunwu.model.lora import adapters
 from dunwu.model.lora_config import LoraConfig
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore

@@ -91,7 +91,7 @@ def test_losses_of_a_model_that_knows_nothing_are_the_same_everywhere() -> None:
 
 def test_each_stretch_has_the_loss_of_its_own_tokens() -> None:
     """A model that always says 7: certain where 7 stands, wrong elsewhere."""
-    model = Transformer(ModelConfig(vocab_size=8, hidden_size=8, num_heads=1, num_layers=0))
+    model = Transformer(ModelConfig(vocab_size=8, hidden_size=8, num_heads=1, num_layers=1))
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(8) * 30)
     model.hidden = lambda ids, *a, **k: torch.eye(8)[7].expand(*ids.shape, 8)  # type: ignore[method-assign]

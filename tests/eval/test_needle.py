@@ -27,7 +27,7 @@ class LooksUp(Transformer):
     """Says what stood behind the last `width` tokens when they were there before, as far back as `reach`; else token 0."""
 
     def __init__(self, vocab_size: int, width: int = 2, reach: int = 10**9) -> None:
-        super().__init__(ModelConfig(vocab_size=vocab_size, hidden_size=vocab_size, num_heads=1, num_layers=0))
+        super().__init__(ModelConfig(vocab_size=vocab_size, hidden_size=vocab_size, num_heads=1, num_layers=1))
         self.width, self.reach = width, reach
         self.model.embed_tokens.weight.data = torch.eye(vocab_size)
 

@@ -17,6 +17,7 @@ from dunwu.model.config import LinearRope, ModelConfig, Yarn
 from dunwu.model.hf import load_model
 from dunwu.recipes import extending
 from dunwu.recipes.extend_config import EXTEND_PRESETS, ExtendRunConfig, NeedleConfig
+from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.config import PretrainConfig
 from dunwu.types import DunwuError, UsageError
 
@@ -53,15 +54,15 @@ def test_the_demonstration_ends_with_a_longer_model_and_its_figures(tmp_path: Pa
 
 def test_killed_at_any_checkpoint_it_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = extend(tmp_path, SMALL, "whole", store="one")
-    save, saved = extending.save_checkpoint, list[int]()
+    saved: list[int] = []
 
     def dies(*args: object) -> None:
-        save(*args)  # type: ignore[arg-type]
+        save_checkpoint(*args)  # type: ignore[arg-type]
         saved.append(1)
         if len(saved) in (2, 7):
             raise Killed
 
-    monkeypatch.setattr(extending, "save_checkpoint", dies)
+    monkeypatch.setattr("dunwu.recipes.extending.save_checkpoint", dies)
     for _ in range(2):
         with pytest.raises(Killed):
             extend(tmp_path, SMALL, "cut", store="two")
@@ -121,6 +122,8 @@ def test_a_model_scaled_otherwise_is_told() -> None:
         ({"data": ("x.txt",)}, "no model to extend"),
         ({"model": "x"}, "nothing to train on"),
         ({"windows": 1}, "windows begins at 2"),
+        ({"lessons": (("short", 1.0),)}, "leave anything"),
+        ({"lessons": (("tall", 0.1),)}, "no kind of notes"),
         ({"needle": NeedleConfig(lengths=(4096,))}, "needle.lengths"),
         ({"pretrain": replace(SMALL.pretrain, context=256)}, "not longer"),
     ],

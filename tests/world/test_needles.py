@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from dunwu.data.tokenizer import train_from_texts
-from dunwu.world.needles import WRITERS, facts, hay, keys, notes
+from dunwu.world.needles import PAIRS, WRITERS, facts, hay, keys, notes
 
 SPLITS = ("train", "valid", "test")
 
@@ -36,8 +36,9 @@ def test_a_key_has_one_code_in_a_note_and_keys_are_of_the_split(kind: str) -> No
         mine = {key for chinese in (False, True) for there in keys(split, chinese).values() for key in there}
         for text in islice(notes(3, 40, split=split, kind=kind), 200):
             found = told(text)
-            assert set(found) <= mine
-            assert all(len(codes) == 1 for codes in found.values())
+            assert kind == "pairs" or set(found) <= mine
+            # A long note forgets old facts, and may tell one of their keys anew.
+            assert kind in ("long", "pairs") or all(len(codes) == 1 for codes in found.values())
 
 
 def test_notes_follow_from_seed_and_index() -> None:
@@ -51,6 +52,18 @@ def test_long_notes_have_so_many_lines_and_facts_come_again() -> None:
         assert len(lines) == 60
         said = [line for line in lines if "=" in line]
         assert len(set(said)) < len(said)
+
+
+def test_in_far_notes_facts_come_again_from_afar() -> None:
+    """The gap between a fact and its last mention, over all repeated ones."""
+    gaps = []
+    for text in islice(notes(1, 80, kind="far"), 20):
+        last: dict[str, int] = {}
+        for place, line in enumerate(text.split("\n")[:80]):
+            if line in last and "=" in line:
+                gaps.append(place - last[line])
+            last[line] = place
+    assert sorted(gaps)[len(gaps) // 2] >= 10 and max(gaps) > 50
 
 
 def test_no_two_keys_of_a_text_end_and_no_two_codes_begin_alike() -> None:
