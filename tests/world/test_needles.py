@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from dunwu.data.tokenizer import train_from_texts
-from dunwu.world.needles import PAIRS, WRITERS, facts, hay, keys, notes
+from dunwu.world.needles import WRITERS, facts, hay, keys, notes
 
 SPLITS = ("train", "valid", "test")
 
