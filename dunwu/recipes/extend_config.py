@@ -51,7 +51,7 @@ class ExtendRunConfig:
     """The training at the new length, which is `extend.context`."""
     size: str = "0.8M"
     """Size preset of the demonstration's base."""
-    vocab_size: int = 1024
+    vocab_size: int = 768
     """Size of its tokenizer."""
     kv_heads: int = 4
     """Key/value heads of it; one for all heads, as in the preset, learns to find things much later."""
