@@ -66,18 +66,22 @@ class ExtendRunConfig:
             warmup=30,
             schedule="wsd",
             final_lr=0.1,
-            context_steps=((16, 0.1), (32, 0.08), (64, 0.1), (128, 0.14), (256, 0.58)),
+            context_steps=((16, 0.14), (32, 0.08), (64, 0.1), (128, 0.14), (256, 0.54)),
             save_every=500,
         )
     )
     """Its training, at the short context `pretrain.context`."""
-    lessons: tuple[tuple[str, float], ...] = (("pairs", 0.1), ("short", 0.08))
+    lessons: tuple[tuple[str, float], ...] = (
+        ("english-pairs", 0.06),
+        ("pairs", 0.08),
+        ("short", 0.08),
+    )
     """What its training begins with: kinds of notes (`world.needles`) and shares of the updates. Finding begins there."""
     chinese: float = 0.3
     """Share of Chinese notes in it."""
     held_out: float = 0.1
     """Share at every source's end that is never trained on."""
-    windows: int = 64
+    windows: int = 256
     """Held-out windows of the new length behind the loss by position."""
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     """How retrieval is measured."""

@@ -42,7 +42,7 @@ LINE_TOKENS = 12
 """Tokens of a note's line, about: so many tokens of context are one more line of the longest notes."""
 SHORT, LONG, HELD_OUT = "train", "train-long", "held-out"
 """Sub-folders of the shards: notes for the short context, for the long one, long ones to measure on. Lessons have others."""
-WHOLE = ("pairs", "far")
+WHOLE = ("english-pairs", "pairs", "far")
 """Kinds of notes that are as long as the context, and stand in windows of their own."""
 TOKENIZER_NOTES = 4_000
 """Notes the tokenizer is trained on."""

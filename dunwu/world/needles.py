@@ -44,7 +44,7 @@ _CODES = _words(
 CODE_WORDS = 2
 """Words of a code, of 16 each: a blind guess is right once in 256."""
 PAIRS = 8
-"""Pairs of the same few keys in the first lesson."""
+"""Pairs of the same few keys in the first two lessons."""
 _LEAST_LINES = 8
 """Lines of the shortest long note."""
 _RECENT = 4
@@ -105,23 +105,28 @@ def hay(dice: Random, chinese: bool, split: str) -> str:
             return dice.choice(lines)
 
 
-def pairs(dice: Random, lines: int, chinese: bool, split: str) -> str:
-    """The first lesson, always in English: two or three keys, each with a code of one word, over and over.
+def english_pairs(dice: Random, lines: int, chinese: bool, split: str) -> str:
+    """The first lesson: `pairs` in English, whatever `chinese` says, for few words are learned first."""
+    return pairs(dice, lines, False, split)
 
-    ` anchor=melon needle=acorn anchor=melon`; after `PAIRS` pairs, 16 tokens, come other keys, `lines` times in all. Half of the
-    tokens can only be found, so finding is learned within some hundred updates, in windows of 16 tokens that end where
-    the keys change; what comes later takes it over to other words, texts and distances.
+
+def pairs(dice: Random, lines: int, chinese: bool, split: str) -> str:
+    """The second lesson: two or three keys, each with a code of one word, over and over.
+
+    ` anchor=melon needle=acorn anchor=melon` or `·船=梅·灯=鹤·船=梅`; after `PAIRS` pairs, 16 tokens, come other keys, `lines` times in
+    all. Half of the tokens can only be found, so finding is learned within some hundred updates, in windows of 16 tokens that end
+    where the keys change; what comes later takes it over to other texts and distances, but hardly to other words.
     """
-    said = []
+    gap, said = "·" if chinese else " ", []
     for _ in range(lines):
-        ends = dice.sample(_SECOND[False], dice.randint(2, 3))
-        codes = dict(zip(ends, dice.choices(_CODES[False], k=len(ends))))
-        said += [f" {end}={codes[end]}" for end in [*ends, *dice.choices(ends, k=PAIRS - len(ends))]]
+        ends = dice.sample(_SECOND[chinese], dice.randint(2, 3))
+        codes = dict(zip(ends, dice.choices(_CODES[chinese], k=len(ends))))
+        said += [f"{gap}{end}={codes[end]}" for end in [*ends, *dice.choices(ends, k=PAIRS - len(ends))]]
     return "".join(said)
 
 
 def short_note(dice: Random, lines: int, chinese: bool, split: str) -> str:
-    """The second lesson: one to three facts and nothing else, in ten lines at most; `lines` has no meaning."""
+    """The third lesson: one to three facts and nothing else, in ten lines at most; `lines` has no meaning."""
     told = dice.randint(1, 3)
     return _written(dice, facts(dice, told, chinese, split), 3 * told + 1, 0.0, chinese, split)
 
@@ -221,6 +226,7 @@ def _written(dice: Random, untold: list[Fact], lines: int, hay_share: float, chi
 
 
 WRITERS: dict[str, Callable[[Random, int, bool, str], str]] = {
+    "english-pairs": english_pairs,
     "pairs": pairs,
     "short": short_note,
     "mixed": note,

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from dunwu.data.tokenizer import train_from_texts
-from dunwu.world.needles import WRITERS, facts, hay, keys, notes
+from dunwu.world.needles import PAIRS, WRITERS, facts, hay, keys, notes
 
 SPLITS = ("train", "valid", "test")
 
@@ -36,9 +36,24 @@ def test_a_key_has_one_code_in_a_note_and_keys_are_of_the_split(kind: str) -> No
         mine = {key for chinese in (False, True) for there in keys(split, chinese).values() for key in there}
         for text in islice(notes(3, 40, split=split, kind=kind), 200):
             found = told(text)
-            assert kind == "pairs" or set(found) <= mine
+            assert kind.endswith("pairs") or set(found) <= mine
             # A long note forgets old facts, and may tell one of their keys anew.
-            assert kind in ("long", "pairs") or all(len(codes) == 1 for codes in found.values())
+            assert kind == "long" or kind.endswith("pairs") or all(len(codes) == 1 for codes in found.values())
+
+
+@pytest.mark.parametrize("kind", ["english-pairs", "pairs"])
+def test_a_lesson_has_two_or_three_keys_in_every_stretch_of_pairs(kind: str) -> None:
+    languages = set()
+    for text in islice(notes(3, 5, chinese=0.5, kind=kind), 30):
+        chinese = text.startswith("·")
+        languages.add(chinese)
+        said = [pair.split("=") for pair in text[1:].split(text[0])]
+        assert len(said) == 5 * PAIRS
+        for start in range(0, len(said), PAIRS):
+            stretch = said[start : start + PAIRS]
+            assert 2 <= len({key for key, _ in stretch}) <= 3
+            assert all(dict(map(tuple, stretch))[key] == code for key, code in stretch)
+    assert languages == ({False} if kind == "english-pairs" else {False, True})
 
 
 def test_notes_follow_from_seed_and_index() -> None:
