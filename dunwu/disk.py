@@ -8,6 +8,8 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,8 @@ from dunwu.types import DunwuError
 
 if sys.platform != "win32":
     import fcntl
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LockHeld(DunwuError):
@@ -65,6 +69,84 @@ def write_atomically(path: Path, text: str) -> None:
     fsync(path.parent)
 
 
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to work in, which takes the place of `out` when the block ends well, and is gone when it does not.
+
+    A killed process leaves it beside `out`: call `mend_folder` before you look at `out`.
+
+    Raises:
+        DunwuError: `out` cannot be written, or the disk is full.
+    """
+    out = out.resolve()
+    work, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+    with disk_errors(out):
+        try:
+            with _place_errors(out):
+                work.mkdir(parents=True)
+            yield work
+            for file in work.iterdir():
+                fsync(file)
+            if out.exists():
+                os.replace(out, old)
+            os.replace(work, out)
+            fsync(out.parent)
+        except BaseException:
+            if old.exists() and not out.exists():
+                os.replace(old, out)
+            raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            if out.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_folder(out: Path) -> None:
+    """Remove what killed processes left of a `whole_folder`, and put back what they had moved away to make room.
+
+    Raises:
+        DunwuError: the place cannot be read.
+    """
+    out = out.resolve()
+    left = re.compile(rf"\.{re.escape(out.name)}\.(\d+)\.(new|old)")
+    with _place_errors(out):
+        beside = sorted(out.parent.iterdir()) if out.parent.is_dir() else []
+        for entry in beside:
+            found = left.fullmatch(entry.name)
+            if not found or _is_alive(int(found[1])):
+                continue
+            if found[2] == "old" and not out.exists():
+                os.replace(entry, out)
+            else:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process runs under this number; on Windows, where asking would end it, it is taken to."""
+    if process == os.getpid():
+        return False
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _place_errors(out: Path) -> Iterator[None]:
+    """What keeps `out` from being made becomes a DunwuError that names it; a full disk passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise DunwuError(f"{out} cannot be written: {error.strerror}", "name a folder you can write to") from error
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed calls of `write_atomically` and of safetensors' `save_file` (`.tmp` and six characters) left
     anywhere below a folder that nobody else writes."""
@@ -76,7 +158,7 @@ def remove_temporaries(folder: Path) -> None:
 def explain_os_error(error: OSError, path: Path | str | None = None) -> DunwuError | None:
     """The one line, with its cure, for a full disk or a missing permission; None for other errors."""
     where = error.filename or path or "the disk"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         cure = "free some space, or set DUNWU_HOME and --out to another disk; the same command resumes"
         return DunwuError(f"no space left while writing {where}", cure)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -210,7 +210,10 @@ def resolve_model(text: str, store: Store | None = None) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-    raise UsageError(f"{text} is no model folder: config.json is missing, it holds {there}", "give a model's folder")
+    cure = "give a model's folder"
+    if (folder / "adapter_config.json").is_file():
+        cure = f"merge the adapter first: dunwu import {text} --out DIR, then give DIR"
+    raise UsageError(f"{text} is no model folder: config.json is missing, it holds {there}", cure)
 
 
 def resolve_folder(text: str, store: Store | None = None) -> Path:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +156,110 @@ def test_only_a_former_export_is_overwritten(model: Path, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=r"holds notes\.txt, which no export wrote \(name a new folder"):
         export(model, out, "--to", "hf")
     assert (out / "notes.txt").read_text("utf-8") == "mine"
-    with pytest.raises(UsageError, match=r"holds (checkpoint\.pt|config\.json), which no export wrote"):
-        export(model, model, "--to", "hf")
     with pytest.raises(UsageError, match="is a file"):
         export(model, out / "notes.txt", "--to", "hf")
 
 
-def test_an_export_can_be_exported_onto_itself(model: Path, tmp_path: Path) -> None:
-    export(model, tmp_path / "out", "--to", "hf")
-    export(tmp_path / "out", tmp_path / "out", "--to", "hf", "--dtype", "bf16")
-    assert load_model(tmp_path / "out").head_weight.dtype == torch.bfloat16
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+@pytest.mark.parametrize("where", [".", "sub", "..", "link"])
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_the_model_itself_is_never_replaced(to: str, where: str, model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a" / "model"
+    export(model, source, "--to", "hf")
+    (tmp_path / "a" / "link").symlink_to(source)
+    before = {file: file.read_bytes() for file in source.iterdir()}
+    out = {"link": tmp_path / "a" / "link"}.get(where, source / where)
+    with pytest.raises(UsageError, match=r"overlaps the model's folder .* \(name a folder apart from it\)"):
+        export(source, out, "--to", to)
+    assert {file: file.read_bytes() for file in source.iterdir()} == before
+
+
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_a_killed_export_left_is_mended(moved: bool, model: Path, tmp_path: Path) -> None:
+    out, dead = tmp_path / "out", dead_process()
+    export(model, out, "--to", "hf")
+    (out / "notes.txt").write_text("mine", "utf-8")
+    kept = [tmp_path / f".out.{os.getppid()}.new", tmp_path / f".other.{dead}.new", tmp_path / ".out.x.new"]
+    for left in (*kept, tmp_path / f".out.{dead}.new"):
+        left.mkdir()
+        (left / "model.safetensors").touch()
+    old = tmp_path / f".out.{dead}.old"
+    if moved:
+        out.rename(old)
+    else:
+        old.mkdir()
+    # It refuses, for the notes, and yet has mended.
+    with pytest.raises(UsageError, match=r"holds notes\.txt"):
+        export(model, out, "--to", "hf")
+    assert sorted(tmp_path.iterdir()) == sorted([out, *kept])
+    assert (out / "notes.txt").read_text("utf-8") == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DunwuError, match=r"file/out cannot be written: .* \(name a folder you can write to\)"):
+        export(model, tmp_path / "file" / "out", "--to", "hf")
+
+    def forbidden(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    with pytest.raises(DunwuError) as caught:
+        export(model, tmp_path / "out", "--to", "hf")
+    assert caught.value.what == f"{tmp_path / 'out'} cannot be written: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", "{", r"tokenizer\.json is damaged"),
+        ("tokenizer.json", "{}", r"tokenizer\.json is not a tokenizer file"),
+        ("tokenizer_config.json", "[", r"tokenizer_config\.json is damaged"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json holds no JSON object"),
+    ],
+)
+def test_a_damaged_tokenizer_is_not_exported(name: str, text: str, said: str, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    (tmp_path / "m" / name).write_text(text, "utf-8")
+    with pytest.raises(DunwuError, match=said) as caught:
+        export(tmp_path / "m", tmp_path / "out", "--to", "hf")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_of_another_model_is_not_exported(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    text = "there are many more words in this one than in the other, whose vocabulary stays quite small"
+    train_from_texts([text] * 2, 330).save(tmp_path / "m")
+    with pytest.raises(DunwuError, match=r"the tokenizer has 3\d\d tokens, the model 300 \(use the tokenizer"):
+        export(tmp_path / "m", tmp_path / "out", "--to", "hf")
+
+
+def test_a_reward_model_goes_to_hugging_face_only(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the [gguf] extra is not installed")
+    shutil.copytree(model, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    save_file(load_file(file) | {"score.weight": torch.ones(1, 32)}, file)
+    for to in ("hf", "gguf"):
+        with pytest.raises(DunwuError, match=r"/m is a reward model, no language model \(peek, chat, export and grpo"):
+            export(tmp_path / "m", tmp_path / "out", "--to", to)
+    config = tmp_path / "m" / "config.json"
+    config.write_text(config.read_text("utf-8").replace("ForCausalLM", "ForSequenceClassification"), "utf-8")
+    export(tmp_path / "m", tmp_path / "hf", "--to", "hf")
+    with pytest.raises(DunwuError, match=r"/m is a reward model, no language model \(peek, chat, export and grpo"):
+        export(tmp_path / "m", tmp_path / "out", "--to", "gguf")
+
+
+def test_weights_of_another_config_have_their_cure(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"intermediate_size": 48}), "utf-8")
+    with pytest.raises(DunwuError, match=r"\(copy the model folder again, or restore its config\.json\)"):
+        export(tmp_path / "m", tmp_path / "out", "--to", "hf")
 
 
 @pytest.mark.parametrize("former", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -142,4 +143,45 @@ def test_a_tokenizer_of_another_model_is_told(folder: Path) -> None:
     assert made.vocab_size > 288
     made.save(folder)
     with pytest.raises(DunwuError, match=r"the tokenizer has \d+ tokens, the model 288"):
+        run(str(folder))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_is_written_is_whole_or_absent(
+    empty: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "to" / "out"
+    out.parent.mkdir()
+    if empty:
+        out.mkdir()
+    real = os.replace
+
+    def broken(source: Any, target: Any) -> None:
+        if Path(target).name == "config.json":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run(str(folder), "--out", str(out))
+    monkeypatch.undo()
+    assert list(out.parent.rglob("*")) == ([out] if empty else [])
+    # As a kill would have left it: the same command goes through.
+    (out.parent / f".out.{os.getpid()}.new").mkdir()
+    run(str(folder), "--out", str(out))
+    assert list(out.parent.iterdir()) == [out]
+    load_model(out)
+
+
+def test_a_place_that_cannot_be_written_is_named(folder: Path) -> None:
+    out = folder / "config.json" / "out"
+    with pytest.raises(DunwuError, match=r"config\.json/out cannot be written: .* \(name a folder you can write to\)"):
+        run(str(folder), "--out", str(out))
+
+
+def test_a_reward_model_is_told(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    record["architectures"] = ["DeepseekV3ForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(DunwuError, match="/v3 is a reward model, no language model"):
         run(str(folder))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from dunwu.commands.command import Command, Result, arg, print_table
-from dunwu.types import UsageError
+from dunwu.disk import mend_folder, whole_folder
+from dunwu.types import DunwuError, UsageError
 
 MARKER = "dunwu-export.json"
 """Says of a folder that an export wrote it, and which files."""
@@ -23,14 +20,17 @@ def _export(args: argparse.Namespace) -> Result:
     if args.to != "hf" and args.dtype:
         raise UsageError(f"--dtype is for hf, not for {args.to}", "give --type")
     out = Path(args.dir).expanduser()
-    _require_free(out)
+    mend_folder(out)
     from dunwu.store import resolve_model
 
     folder, notes = resolve_model(args.model), {}
-    with _whole(out) as work:
+    _require_apart(out.resolve(), folder.resolve())
+    _require_free(out)
+    with whole_folder(out) as work:
         if args.to == "hf":
             from dunwu.model.hf_export import export_hf
 
+            _check_tokenizer(folder)
             export_hf(folder, work, args.dtype)
         else:
             notes = _to_gguf(args.to, folder, work, args.type or "f16", out.resolve().name)
@@ -56,6 +56,27 @@ def _to_gguf(to: str, folder: Path, work: Path, kind: str, name: str) -> Result:
     return {"type": kind, "tensors": written.tensors, "stayed_f16": written.wider}
 
 
+def _check_tokenizer(folder: Path) -> None:
+    """Raise DunwuError unless a model's tokenizer can be read, and every token has its row."""
+    from dunwu.data.tokenizer import load_tokenizer
+    from dunwu.model.hf_export import require_tokenizer
+    from dunwu.model.stored import read_json
+
+    require_tokenizer(folder)
+    tokens, rows = load_tokenizer(folder).vocab_size, read_json(folder / "config.json").get("vocab_size")
+    if isinstance(rows, int) and tokens > rows:
+        raise DunwuError(
+            f"{folder}: the tokenizer has {tokens} tokens, the model {rows}",
+            "use the tokenizer the model was trained with",
+        )
+
+
+def _require_apart(out: Path, folder: Path) -> None:
+    """Raise UsageError if the export would replace the model that it reads, or a folder around or within it."""
+    if out == folder or out in folder.parents or folder in out.parents:
+        raise UsageError(f"{out} overlaps the model's folder {folder}", "name a folder apart from it")
+
+
 def _require_free(out: Path) -> None:
     """Raise UsageError if `out` holds anything that no export wrote."""
     if not out.exists():
@@ -75,33 +96,6 @@ def _exported(out: Path) -> set[str]:
         return {MARKER, *map(str, record["files"])}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-
-
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder to work in, which takes the place of `out` when the block ends well, and is gone when it does not."""
-    from dunwu.disk import disk_errors, fsync
-
-    out = out.resolve()
-    work, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("new", "old"))
-    with disk_errors(out):
-        try:
-            work.mkdir(parents=True)
-            yield work
-            for file in work.iterdir():
-                fsync(file)
-            if out.exists():
-                os.replace(out, old)
-            os.replace(work, out)
-            fsync(out.parent)
-        except BaseException:
-            if old.exists() and not out.exists():
-                os.replace(old, out)
-            raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            if out.exists():
-                shutil.rmtree(old, ignore_errors=True)
 
 
 def _show_export(result: Result) -> None:

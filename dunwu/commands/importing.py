@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dunwu.commands.command import Command, Result, arg, print_table
+from dunwu.disk import mend_folder, whole_folder
 from dunwu.types import DunwuError, UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +21,19 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 def _import(args: argparse.Namespace) -> Result:
     out = Path(args.out).expanduser() if args.out else None
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already", "name a new folder")
+    if out is not None:
+        mend_folder(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out} is there already", "name a new folder")
     folder = _folder(args.model)
+    # Before the model is read: a place that cannot be written is known at once.
+    with whole_folder(out) if out is not None else contextlib.nullcontext() as work:
+        result = _read(args, folder, work)
+    return result if out is None else {**result, "out": str(out)}
+
+
+def _read(args: argparse.Namespace, folder: Path, out: Path | None) -> Result:
+    """Read the model and check it, say what it is, and write it to `out`."""
     import torch
 
     from dunwu.data.tokenizer import load_tokenizer
@@ -45,7 +57,6 @@ def _import(args: argparse.Namespace) -> Result:
         if template.is_file():
             shutil.copyfile(template, out / template.name)
         save_model(model, out, tokenizer.end_id, stops)
-        result["out"] = str(out)
     return result
 
 

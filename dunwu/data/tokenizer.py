@@ -76,8 +76,8 @@ class Tokenizer:
     def __init__(self, backend: Backend, config: dict[str, Any] | None = None) -> None:
         self.backend, self._config = backend, config
         eos = (config or {}).get("eos_token") or END
-        end_token = eos["content"] if isinstance(eos, dict) else eos
-        end = backend.token_to_id(end_token)
+        end_token = eos.get("content") if isinstance(eos, dict) else eos
+        end = backend.token_to_id(end_token) if isinstance(end_token, str) else None
         if end is None:
             raise DunwuError(f"the tokenizer has no {end_token} token", "name its eos_token in tokenizer_config.json")
         self.end_id: int = end
@@ -121,6 +121,12 @@ class Tokenizer:
         A model trained on conversations as `data.chat` writes them must be asked in the same form elsewhere.
         """
         return Tokenizer(self.backend, self._config and self._config | {"chat_template": CHAT_TEMPLATE})
+
+    def stopping_at(self, ids: Iterable[int]) -> Tokenizer:
+        """This tokenizer with more ids that end a reply, such as those a model's folder names."""
+        other = Tokenizer(self.backend, self._config)
+        other.stop_ids = tuple(sorted({*self.stop_ids, *ids}))
+        return other
 
     def _without_specials(self) -> Backend:
         """A copy that knows no added token, so that their text is spelled out in bytes."""
@@ -179,7 +185,8 @@ def _without_tags(texts: Iterable[str]) -> Iterable[str]:
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
-    """Load `tokenizer.json` of a folder (a model folder is one); `tokenizer_config.json` names its end token.
+    """Load `tokenizer.json` of a folder (a model folder is one); `tokenizer_config.json` names its end token, and it or
+    `chat_template.jinja` the template, of which the latter comes first, as in transformers.
 
     A folder with GPT-2's two files, `vocab.bpe` and `encoder.json` or `merges.txt` and `vocab.json`, is a tokenizer too,
     and the name `gpt2` is GPT-2's own where its vocabulary is installed (see `gpt2`).
@@ -196,12 +203,26 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             return found
         raise DunwuError(f"no tokenizer at {name_or_dir}", "give a folder that holds tokenizer.json")
     try:
-        config_file = file.with_name("tokenizer_config.json")
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else None
-        return Tokenizer(Backend.from_file(str(file)), config)
-    except DunwuError:
-        raise
+        backend = Backend.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for a bad file
         raise DunwuError(
             f"{file} is not a tokenizer file: {error}", "train one with `dunwu tokenizer train`"
         ) from error
+    return Tokenizer(backend, _read_config(file.parent))
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    """`tokenizer_config.json`, with the template of `chat_template.jinja`; None where there is neither."""
+    config: dict[str, Any] | None = None
+    file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    try:
+        if file.is_file():
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("it is no JSON object")
+        if template.is_file():
+            file = template
+            config = (config or QWEN2_CONFIG) | {"chat_template": template.read_text(encoding="utf-8")}
+    except ValueError as error:
+        raise DunwuError(f"{file} is damaged: {error}", "copy the model folder again") from error
+    return config

@@ -3,9 +3,10 @@
 `context.json` of a run holds
 
     {"original": 256, "context": 1024, "windows": 64, "base_tokens": n or null, "extension_tokens": n,
-     "models": [{"name": "base", "places": [[first, last, mean, error], …], "needles": [NeedlePoint.as_json(), …]}, …]}
+     "reference": [[first, last, mean, error], …], "models": [{"name": "base", "places": [[first, last, mean, error], …], "needles": [NeedlePoint.as_json(), …]}, …]}
 
-with the models in the order of `NAMES`; positions count from 1, which has one token before it.
+with the models in the order of `NAMES`; positions count from 1, which has one token before it. The reference is the base on the
+same tokens, seeing no more of what stands before them than it was trained at: what the text itself does with position.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dunwu.eval.plots import PAPER, Panel, Series, Theme, chart
 from dunwu.model.transformer import Transformer
 
 NAMES = ("base", "base + YaRN, untrained", "extended")
+REFERENCE = "reference"
 STRETCHES = 16
 """Equal parts of the long context whose mean losses are drawn."""
 TOKENS_AT_ONCE = 8192
@@ -59,6 +61,39 @@ def losses_by_place(
     return found
 
 
+def short_sighted(
+    model: Transformer, windows: Sequence[NDArray[np.int64]], original: int, stretches: int = STRETCHES
+) -> list[tuple[int, int, float, float]]:
+    """`losses_by_place` of a model that sees at most `original` tokens: a stretch is read with what fits before it.
+
+    Its tokens see between `original` less the stretch's length and `original` tokens.
+    """
+    length = len(windows[0]) - 1
+    edges = [round(n * length / stretches) for n in range(stretches + 1)]
+    found = []
+    for first, after in pairwise(edges):
+        start = max(0, after - original)
+        parts = losses_by_place(model, [window[start : after + 1] for window in windows], after - start)
+        losses = [part[2] for part in parts[first - start :]]
+        error = math.sqrt(sum(part[3] ** 2 for part in parts[first - start :])) / len(losses)
+        found.append((first + 1, after, sum(losses) / len(losses), error))
+    return found
+
+
+def above_reference(
+    model: Mapping[str, Any], reference: Sequence[Sequence[float]], original: int
+) -> tuple[float, float]:
+    """How far a model's loss lies above the reference beyond the old context: on average, and in the worst stretch; nats.
+
+    Example:
+        >>> mine, other = ([[1, 4, 1.0, 0.0], [5, 8, loss, 0.0]] for loss in (2.0, 1.5))
+        >>> above_reference({"places": mine}, other, 4)
+        (0.5, 0.5)
+    """
+    gaps = [mine[2] - other[2] for mine, other in zip(model["places"], reference) if mine[0] > original]
+    return sum(gaps) / len(gaps), max(gaps)
+
+
 def rise(model: Mapping[str, Any], original: int) -> float | None:
     """How far the worst stretch beyond the old context lies above the old context's second half, in nats per token.
 
@@ -79,6 +114,7 @@ def headline(found: Mapping[str, Any]) -> dict[str, float]:
     for key, model in zip(("base", "untrained", "extended"), found["models"]):
         above = rise(model, found["original"])
         figures |= {f"rise/{key}": above} if above is not None else {}
+        figures[f"above_reference/{key}"] = above_reference(model, found["reference"], found["original"])[0]
         if model["needles"]:
             last = model["needles"][-1]
             figures[f"needle/{key}"] = last["accuracy"]["value"]
@@ -95,6 +131,8 @@ def loss_svg(found: Mapping[str, Any], theme: Theme = PAPER) -> str:
             ((first + last) / 2, mean - Z95 * error, mean + Z95 * error) for first, last, mean, error in model["places"]
         ]
         series.append(Series(model["name"], points, n, bars=bars, dots=True))
+    points = [((first + last) / 2, mean) for first, last, mean, _ in found["reference"]]
+    series.append(Series(f"base, {found['original']} tokens at a time", points, len(series)))
     title = f"Loss by position: trained at {found['original']}, extended to {found['context']}"
     return chart([Panel(series, "nats per token")], title, "position", theme, 760, 230, _marks(found))
 
@@ -145,9 +183,12 @@ def page(found: Mapping[str, Any]) -> str:
         "",
     ]
     names = [model["name"] for model in found["models"]]
-    lines += _table(["loss at positions", *names], _loss_rows(found, original))
+    lines += _table(["loss at positions", *names, REFERENCE], _loss_rows(found, original))
     rises = [rise(model, original) for model in found["models"]]
-    lines += [_row(["rise", *("" if value is None else f"{value:+.3f}" for value in rises)]), ""]
+    lines += [_row(["rise", *("" if value is None else f"{value:+.3f}" for value in rises), ""])]
+    gaps = [above_reference(model, found["reference"], original) for model in found["models"]]
+    lines += [_row([f"above the reference beyond {original}: mean", *(f"{mean:+.3f}" for mean, _ in gaps), ""])]
+    lines += [_row(["the same, worst stretch", *(f"{worst:+.3f}" for _, worst in gaps), ""]), ""]
     if found["models"][0]["needles"]:
         rows = []
         for points in zip(*(model["needles"] for model in found["models"])):
@@ -164,8 +205,8 @@ def page(found: Mapping[str, Any]) -> str:
 def _loss_rows(found: Mapping[str, Any], original: int) -> list[list[str]]:
     """Stretches gathered to halves of the old context, so that the table stays short."""
     columns = []
-    for model in found["models"]:
-        gathered = groupby(model["places"], key=lambda place: (place[0] - 1) // max(1, original // 2))
+    for places in (*(model["places"] for model in found["models"]), found["reference"]):
+        gathered = groupby(places, key=lambda place: (place[0] - 1) // max(1, original // 2))
         columns.append([(part[0][0], part[-1][1], _mean(part)) for part in (list(places) for _, places in gathered)])
     return [
         [f"{first}-{last}", *(f"{column[n][2]:.3f}" for column in columns)]

@@ -134,7 +134,7 @@ class Foreign(Transformer):
         raise ValueError("only where `native` is true")
 
     def save_foreign(self, folder: Path) -> None:
-        """Write the folder as transformers does, in safetensors."""
+        """Write config.json and the weights as transformers does, in safetensors; `save_model` says what ends a reply."""
         with _quietly():
             self.network.save_pretrained(folder)
 

@@ -20,6 +20,7 @@ from dunwu.disk import write_atomically
 from dunwu.model import hf_weights
 from dunwu.model.hf_config import KNOWN, NotOurs, from_hf_config, to_hf_config
 from dunwu.model.hf_weights import AGAIN, SHARD_BYTES, Stored, stored_in
+from dunwu.model.stored import refuse_reward_model
 from dunwu.model.transformer import Transformer
 from dunwu.store import resolve_model
 from dunwu.types import DunwuError
@@ -66,11 +67,13 @@ def load_model(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Non
 
     Raises:
         NotOurs: another class, or a feature of ours that is not covered.
-        DunwuError: no such folder, a missing or damaged file, weights that do not fit the config.
+        DunwuError: no such folder, a missing or damaged file, weights that do not fit the config, a reward model.
     """
     folder = Path(folder)
-    config = from_hf_config(read_config(folder), str(folder / "config.json"))
+    record = read_config(folder)
+    config = from_hf_config(record, str(folder / "config.json"))
     stored = stored_in(folder)
+    refuse_reward_model(folder, record, stored)
     if config.mtp_depth and not hf_weights.has_mtp(stored, config):
         config = replace(config, mtp_depth=0)
     with hf_weights.unfilled():
@@ -159,6 +162,7 @@ def save_model(
     saved = getattr(model, "save_foreign", None)
     if saved is not None:
         saved(folder)
+        _write_generation(folder, end_id, stop_ids)
         return
     config = to_hf_config(model.config, model.head_weight.dtype, end_id)
     named = hf_weights.in_files(model.state_dict(), model.config)
@@ -176,9 +180,13 @@ def save_folder(
     """Write a folder's three parts; config.json, without which it is no model, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     hf_weights.write_weights(named, folder, max_shard_bytes)
+    _write_generation(folder, end_id, stop_ids)
+    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write_generation(folder: Path, end_id: int, stop_ids: Sequence[int]) -> None:
     generation = {"eos_token_id": list(stop_ids) or end_id, "pad_token_id": end_id}
     write_atomically(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
-    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def resolve_dtype(precision: str, device: str, cpu_flags: set[str]) -> torch.dtype:

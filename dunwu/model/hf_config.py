@@ -148,17 +148,18 @@ def _deepseek_v3(of: Fields, common: ModelConfig) -> ModelConfig:
         q_rank=of.whole("q_lora_rank", 0, least=0),
         rope_interleave=of.flag("rope_interleave", True),
     )
+    # A field that is not there has the class's default, which is V3's own.
     moe = MoeShape(
         experts=of.whole("n_routed_experts"),
         per_token=of.whole("num_experts_per_tok"),
         width=of.whole("moe_intermediate_size"),
-        shared=of.whole("n_shared_experts", 0, least=0),
-        first_dense=of.whole("first_k_dense_replace", 0, least=0),
-        groups=of.whole("n_group", 1),
-        top_groups=of.whole("topk_group", 1),
+        shared=of.whole("n_shared_experts", 1, least=0),
+        first_dense=of.whole("first_k_dense_replace", 3, least=0),
+        groups=of.whole("n_group", 8),
+        top_groups=of.whole("topk_group", 4),
         gate="sigmoid",
         normalize=of.flag("norm_topk_prob", True),
-        scale=of.number("routed_scaling_factor", 1.0),
+        scale=of.number("routed_scaling_factor", 2.5),
     )
     of.seen.add("num_mtp_layers")
     depth = of.whole("num_nextn_predict_layers", of.record.get("num_mtp_layers") or 0, least=0)

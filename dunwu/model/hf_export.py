@@ -21,7 +21,7 @@ from dunwu.disk import write_atomically
 from dunwu.model.gguf_names import parts, sources
 from dunwu.model.hf_config import NotOurs, from_hf_config
 from dunwu.model.hf_weights import INDEX, Stored, stored_in
-from dunwu.model.stored import blocks, check_fit, read_json
+from dunwu.model.stored import blocks, check_fit, is_reward_model, read_json
 from dunwu.types import DunwuError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -50,9 +50,7 @@ def export_hf(folder: Path, out: Path, dtype: str | None = None) -> None:
         DunwuError: a file is missing, damaged or does not fit config.json; a weight is too large for fp16.
     """
     record = read_json(folder / "config.json")
-    for name in _NEEDED:
-        if not (folder / name).is_file():
-            raise DunwuError(f"{folder} has no {name}", "copy the tokenizer the model was trained with into it")
+    require_tokenizer(folder)
     stored = _checked(folder, record)
     out.mkdir(parents=True, exist_ok=True)
     for name in (*_NEEDED, *_TAKEN):
@@ -74,6 +72,14 @@ def export_hf(folder: Path, out: Path, dtype: str | None = None) -> None:
     _write_json(out / "generation_config.json", _generation(folder, record))
 
 
+def require_tokenizer(folder: Path) -> None:
+    """Raise DunwuError unless the tokenizer's files are there and hold JSON."""
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            raise DunwuError(f"{folder} has no {name}", "copy the tokenizer the model was trained with into it")
+        read_json(folder / name)
+
+
 def _checked(folder: Path, record: dict[str, Any]) -> dict[str, Stored]:
     """The weights, each tensor as config.json has it; of a class that is not ours only that the files are whole."""
     stored = stored_in(folder)
@@ -81,7 +87,7 @@ def _checked(folder: Path, record: dict[str, Any]) -> dict[str, Stored]:
         config = from_hf_config(record, str(folder / "config.json"))
     except NotOurs:
         return stored
-    if not str((record.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
+    if not is_reward_model(record, ()):
         check_fit(stored, sources(parts(config)), config)
     return stored
 

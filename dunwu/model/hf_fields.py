@@ -85,5 +85,5 @@ class Fields:
         for name, value in self.record.items():
             harmless = name in _HARMLESS or name.startswith(_HARMLESS_FORMS) or name.endswith("_token_id")
             if name not in self.seen and not harmless and value is not None:
-                cure = "remove it if it changes nothing, or load through transformers: foreign=True"
+                cure = "remove it, or in Python: from_pretrained(FOLDER, foreign=True)"
                 raise DunwuError(f"{self.where}: field '{name}' is not known of {of_what}", cure)

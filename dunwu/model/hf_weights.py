@@ -35,6 +35,7 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 """Largest file, as in transformers; one tensor is never cut."""
 AGAIN = "copy the model folder again"
+MISFIT = f"{AGAIN}, or restore its config.json"
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -297,15 +298,15 @@ def _check_fit(places: Mapping[str, Tensor], stored: Mapping[str, Stored], spare
             raise DunwuError(
                 f"{stored[name].file} does not fit its config.json: tensor '{name}' has shape {stored[name].shape}, "
                 f"the config says {tuple(place.shape)}",
-                AGAIN,
+                MISFIT,
             )
     missing = [name for name in places if name not in stored]
     if missing:
-        raise DunwuError(f"{anywhere} does not fit its config.json: {_listed(missing)} missing", AGAIN)
+        raise DunwuError(f"{anywhere} does not fit its config.json: {_listed(missing)} missing", MISFIT)
     extra = [name for name in stored if name not in places and not spare(name)]
     if extra:
         file = stored[extra[0]].file
-        raise DunwuError(f"{file} does not fit its config.json: {_listed(extra)} not expected", AGAIN)
+        raise DunwuError(f"{file} does not fit its config.json: {_listed(extra)} not expected", MISFIT)
 
 
 def _listed(names: list[str]) -> str:

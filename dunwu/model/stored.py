@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dunwu.model.config import ModelConfig
-from dunwu.model.hf_weights import Stored, is_spare
+from dunwu.model.hf_weights import MISFIT, Stored, is_spare
 from dunwu.types import DunwuError
 
 BLOCK = 4 << 20
@@ -20,24 +20,44 @@ BLOCK = 4 << 20
 
 
 def check_fit(stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
-    """Raise DunwuError unless every tensor is there in its shape, and nothing beside them would be left out.
+    """Raise DunwuError unless every tensor of a language model is there in its shape, and nothing would be left out.
 
     Args:
         stored: from `hf_weights.stored_in`.
         shapes: what the model has by `config`, without modules behind the last layer.
     """
+    for folder in {entry.file.parent for entry in stored.values()}:
+        refuse_reward_model(folder, read_json(folder / "config.json"), stored)
     missing = [name for name in shapes if name not in stored]
     unknown = [name for name in stored if name not in shapes and not is_spare(name, replace(config, mtp_depth=0))]
     for name in missing[:1] or unknown[:1]:
         said = "is missing" if missing else f"is no part of a {config.model_type}"
         file = next(iter(stored.values())).file if missing else stored[name].file
-        raise DunwuError(f"{file}: tensor '{name}' {said}, by config.json", "copy the model folder again")
+        raise DunwuError(f"{file}: tensor '{name}' {said}, by config.json", MISFIT)
     for name, shape in shapes.items():
         if stored[name].shape != shape:
             raise DunwuError(
-                f"{stored[name].file}: tensor '{name}' is {stored[name].shape}, config.json says {shape}",
-                "copy the model folder again",
+                f"{stored[name].file}: tensor '{name}' is {stored[name].shape}, config.json says {shape}", MISFIT
             )
+
+
+def is_reward_model(record: Mapping[str, Any], names: Container[str]) -> bool:
+    """Whether a folder has a head for rewards: by its config.json, or by the names of its tensors.
+
+    Example:
+        >>> is_reward_model({"architectures": ["Qwen2ForCausalLM"]}, ["score.weight"])
+        True
+    """
+    classes = record.get("architectures") or [""]
+    return "score.weight" in names or str(classes[0]).endswith("ForSequenceClassification")
+
+
+def refuse_reward_model(folder: Path, record: Mapping[str, Any], names: Container[str]) -> None:
+    """Raise DunwuError where a language model is wanted, and a folder holds a reward model."""
+    if is_reward_model(record, names):
+        raise DunwuError(
+            f"{folder} is a reward model, no language model", "peek, chat, export and grpo want a language model"
+        )
 
 
 def blocks(stored: Stored, rows: int = 1) -> Iterator[Tensor]:

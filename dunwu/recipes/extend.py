@@ -15,7 +15,7 @@ from dunwu.data.shards import PackedShards
 from dunwu.data.sources import parse_sources
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import write_atomically
-from dunwu.eval.extension import NAMES, depth_svg, headline, loss_svg, needle_svg, page
+from dunwu.eval.extension import NAMES, depth_svg, headline, loss_svg, needle_svg, page, short_sighted
 from dunwu.log import Run, read_json
 from dunwu.model.config import ModelConfig
 from dunwu.model.hf import load_model
@@ -114,13 +114,18 @@ def _evidence(
             print(f"context: measuring {name}")
             found = extending.measure(load(), encoder, config, held_out, run.seed, own_text=bool(config.model))
             models.append({"name": name, **found})
+        windows = extending.held_out_windows(
+            held_out, config.extend.context, config.windows, encoder.end_id, whole=not config.model
+        )
+        reference = short_sighted(before, windows, original)
         result = {"original": original, "context": shape.max_position_embeddings, "windows": config.windows}
         spent = {"base_tokens": base_tokens, "extension_tokens": made.meta["metrics"]["tokens"]}
-        record = {**result, **spent, "models": models}
+        record = {**result, **spent, "reference": reference, "models": models}
         write_atomically(work / FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
         return dict(headline(record))
 
     key = {"windows": config.windows, "needle": config.needle, "original": original, "seed": run.seed}
+    key["reference"] = "the base, short-sighted"
     artifact = run.stage("context", build, key, [made, *inputs], version=COMPUTED)
     found = read_json(artifact.path / FILE)
     files = {FILE: json.dumps(found, ensure_ascii=False, indent=1) + "\n", "context.md": page(found)}

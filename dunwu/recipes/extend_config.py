@@ -37,7 +37,7 @@ class ExtendRunConfig:
     """Context the model was trained at; 0 takes what its config says."""
     extend: PretrainConfig = field(
         default_factory=lambda: PretrainConfig(
-            tokens=500_000,
+            tokens=600_000,
             rows=4,
             context=1024,
             lr=1e-3,
@@ -51,7 +51,7 @@ class ExtendRunConfig:
     """The training at the new length, which is `extend.context`."""
     size: str = "0.8M"
     """Size preset of the demonstration's base."""
-    vocab_size: int = 768
+    vocab_size: int = 1024
     """Size of its tokenizer."""
     kv_heads: int = 4
     """Key/value heads of it; one for all heads, as in the preset, learns to find things much later."""
@@ -66,15 +66,14 @@ class ExtendRunConfig:
             warmup=30,
             schedule="wsd",
             final_lr=0.1,
-            context_steps=((16, 0.14), (32, 0.08), (64, 0.1), (128, 0.14), (256, 0.54)),
+            context_steps=((16, 0.05), (32, 0.1), (64, 0.1), (128, 0.15), (256, 0.6)),
             save_every=500,
         )
     )
     """Its training, at the short context `pretrain.context`."""
     lessons: tuple[tuple[str, float], ...] = (
-        ("english-pairs", 0.06),
-        ("pairs", 0.08),
-        ("short", 0.08),
+        ("english-pairs", 0.05),
+        ("short", 0.1),
     )
     """What its training begins with: kinds of notes (`world.needles`) and shares of the updates. Finding begins there."""
     chinese: float = 0.3

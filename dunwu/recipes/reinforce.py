@@ -18,7 +18,7 @@ from typing import Any
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
-from dunwu.model.hf import from_pretrained, save_model
+from dunwu.model.hf import from_pretrained, save_model, stop_ids_of
 from dunwu.model.lora_config import LoraConfig
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore
@@ -50,9 +50,9 @@ def open_learner(
         lora: if its rank is not 0, adapters are trained, and the model is frozen; `seed` is theirs.
 
     Returns:
-        the learner, the folder's tokenizer, and the checkpoint's state ({"step": steps done, …}; step 0 without one).
+        the learner, the folder's tokenizer with its model's stop ids, and the checkpoint's state ({"step": steps done, …}; step 0 without one).
     """
-    encoder = load_tokenizer(folder)
+    encoder = load_tokenizer(folder).stopping_at(stop_ids_of(folder))
     model = from_pretrained(folder, device)
     fit_adapters(model, lora, seed)
     optimizer = MasterAdamW(model, config.betas, weight_decay=config.weight_decay)

@@ -23,6 +23,7 @@ from dunwu.disk import write_atomically
 from dunwu.eval.calibration import ScoredPair, pairwise_report, pointwise_report
 from dunwu.log import Progress, Run, read_json
 from dunwu.model.hf import from_hf_config, load_model, resolve_dtype
+from dunwu.model.hf_config import KNOWN, NotOurs
 from dunwu.model.lora_config import LoraConfig
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
@@ -97,10 +98,13 @@ def run(run: Run, config: RmRunConfig) -> None:
 
 
 def check_fit(folder: Path, context: int) -> None:
-    """Raise DunwuError if the tokenizer has no turns, or tokenizer or context exceed what the model was made for."""
+    """Raise DunwuError if the class is not ours, the tokenizer has no turns, or tokenizer or context exceed what the model was made for."""
     encoder = load_tokenizer(folder)
     require_turns(encoder)
-    shape = from_hf_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    try:
+        shape = from_hf_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    except NotOurs as error:
+        raise DunwuError(error.what, f"reward models need one of {KNOWN}") from error
     if encoder.vocab_size > shape.vocab_size:
         what = f"the tokenizer has {encoder.vocab_size} ids, the model {shape.vocab_size}"
         raise DunwuError(what, "give the tokenizer that the model was trained with")

@@ -11,7 +11,7 @@ from dunwu.data.chat import BadRow, Encoded, each_chat, encode_conversation, rea
 from dunwu.data.chat_rows import row_of
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.log import Progress, Run
-from dunwu.model.hf import from_pretrained, resolve_dtype, save_model
+from dunwu.model.hf import from_pretrained, resolve_dtype, save_model, stop_ids_of
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
@@ -68,7 +68,7 @@ def fine_tune(run: Run, config: SftRunConfig, folder: Path, data: Artifact) -> A
     dtype = resolve_dtype(config.precision, device, machine.cpu_flags())
 
     def build(work: Path) -> dict[str, object]:
-        encoder = load_tokenizer(folder)
+        encoder = load_tokenizer(folder).stopping_at(stop_ids_of(folder))
         model = from_pretrained(folder, device, dtype)
         check_fit(model, encoder, config.sft.context)
         adapted = fit_adapters(model, config.lora, run.seed)

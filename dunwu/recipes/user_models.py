@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.log import Run
-from dunwu.model.hf import save_model
+from dunwu.model.hf import save_model, stop_ids_of
 from dunwu.model.lora_files import base_folder, is_adapter, load_adapted
 from dunwu.model.runtime import COMPUTED
 from dunwu.recipes.pretraining import MODEL
@@ -27,6 +27,7 @@ def model_folder(run: Run, text: str) -> Path:
 
     def build(work: Path) -> dict[str, object]:
         encoder = load_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
+        encoder = encoder.stopping_at(stop_ids_of(base))
         model = load_adapted(folder, base)
         save_model(model, work / MODEL, encoder.end_id, encoder.stop_ids)
         encoder.save(work / MODEL, model.config.max_position_embeddings)

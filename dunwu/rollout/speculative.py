@@ -58,6 +58,10 @@ class Drafts:
         return self.accepted / self.drafted if self.drafted else 0.0
 
 
+TRIES, LEAST = 32, 0.5
+"""After so many guesses, fewer right than this share end the guessing: each costs a block and the head."""
+
+
 def can_draft(model: Transformer) -> bool:
     """Whether the model brings a module to guess with."""
     return model.config.mtp_depth > 0 and hasattr(getattr(model, "model", None), "mtp")
@@ -113,7 +117,8 @@ def _drawn(
     known, position = torch.cat((ids[:, 1:], last[None]), 1), 1  # known: the token behind each of the states
     while True:
         # After a stop nothing is drawn, and after the last position neither.
-        draft = guess(states, known, position) if position + 1 < params.max_tokens else None
+        worth = drafts.drafted < TRIES or drafts.acceptance >= LEAST
+        draft = guess(states, known, position) if worth and position + 1 < params.max_tokens else None
         if draft is not None and int(draft) in stop_ids:
             draft = None
         states = model.hidden((last if draft is None else torch.cat((last, draft)))[None], cache=cache)

@@ -63,6 +63,7 @@ class MasterAdamW:
         Raises:
             DunwuError: the gradient is NaN or infinite; nothing has been changed then.
         """
+        idle = [p.grad is None for p in self.parameters]
         grad = self._take_gradients()
         norm = float(grad.norm())
         check(norm)
@@ -74,8 +75,9 @@ class MasterAdamW:
         self.version += 1
         if self.weight_decay:
             one = torch.ones((), device=self.master.device)
-            for place, p in self._places(self.master):
-                if p.dim() > 1:
+            # What took no part in the loss, as the MTP module in SFT, does not shrink either.
+            for (place, p), unused in zip(self._places(self.master), idle):
+                if p.dim() > 1 and not unused:
                     place.addcmul_(place, one, value=-lr * self.weight_decay)
         scale, rate = math.sqrt(1 - beta2**self.version), lr / (1 - beta1**self.version)
         pieces = (torch.split(whole, _PIECE) for whole in (self.master, self.first, self.second, grad))

@@ -65,6 +65,43 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("text", ['{"eos_token": ', "[]"])
+def test_a_damaged_config_is_named_and_not_the_tokenizer(tokenizer: Tokenizer, text: str, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(DunwuError, match=r"tokenizer_config\.json is damaged.*copy the model folder again"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"id": 0}}')
+    with pytest.raises(DunwuError, match=r"eos_token in tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_template_in_its_own_file_is_kept_and_comes_first(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Which of two templates is meant, transformers decides."""
+    transformers = pytest.importorskip("transformers", reason="the [hf] extra is not installed")
+    tokenizer.save(tmp_path / "a")
+    (tmp_path / "a" / "chat_template.jinja").write_text("„{{ messages[0].content }}“", encoding="utf-8")
+    for there in (True, False):
+        if not there:
+            (tmp_path / "a" / "tokenizer_config.json").unlink()
+        loaded = load_tokenizer(tmp_path / "a")
+        loaded.save(tmp_path / "b")
+        loaded.for_chat().save(tmp_path / "c")
+        chat = [{"role": "user", "content": "hi"}]
+        said = [
+            transformers.AutoTokenizer.from_pretrained(tmp_path / name).apply_chat_template(chat, tokenize=False)
+            for name in "abc"
+        ]
+        assert said == ["„hi“", "„hi“", "<|im_start|>user\nhi<|im_end|>\n"]
+        assert loaded.end_id == tokenizer.end_id
+
+
+def test_more_ids_can_end_a_reply(tokenizer: Tokenizer) -> None:
+    more = tokenizer.stopping_at([7, tokenizer.end_id])
+    assert set(more.stop_ids) == {7, *tokenizer.stop_ids} and list(more.stop_ids) == sorted(more.stop_ids)
+    assert 7 not in tokenizer.stop_ids and more.encode("a 1") == tokenizer.encode("a 1")
+
+
 def test_training_is_deterministic(tmp_path: Path) -> None:
     texts = [page.text for page in islice(pages(Knobs(), 0), 300)]
     a, b = train_from_texts(texts, 500), train_from_texts(texts, 500)

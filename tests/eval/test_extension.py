@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from dunwu.eval.extension import NAMES, depth_svg, headline, loss_svg, losses_by_place, needle_svg, page, rise
+from dunwu.eval.extension import (
+    NAMES,
+    depth_svg,
+    headline,
+    loss_svg,
+    losses_by_place,
+    needle_svg,
+    page,
+    rise,
+    short_sighted,
+)
 from dunwu.model.config import ModelConfig
 from dunwu.model.transformer import Transformer
 
@@ -41,7 +51,8 @@ def made_up() -> dict[str, Any]:
         ]
         models.append({"name": name, "places": places, "needles": [point(128, 0.99), point(512, found)]})
     record: dict[str, Any] = {"original": 128, "context": 512, "windows": 9, "base_tokens": 1000}
-    return record | {"extension_tokens": 50, "models": models}
+    reference = [[first, last, min(mean, 1.6), 0.1] for first, last, mean, _ in models[0]["places"]]
+    return record | {"extension_tokens": 50, "reference": reference, "models": models}
 
 
 def test_the_headline_is_rise_and_needles_at_full_length() -> None:
@@ -50,6 +61,25 @@ def test_the_headline_is_rise_and_needles_at_full_length() -> None:
     assert figures["rise/base"] == pytest.approx(2.4)
     assert figures["needle/extended"] == 0.98 and figures["needle/untrained"] == 0.4
     assert figures["needle_removed/extended"] == 0.01
+    assert figures["above_reference/extended"] == pytest.approx(-0.08)
+    assert figures["above_reference/base"] == pytest.approx(2.4)
+
+
+def test_the_reference_reads_every_stretch_with_what_fits_before_it() -> None:
+    """By hand: each token of a stretch, given at most `original` tokens that end with the stretch."""
+    model = Transformer(ModelConfig(vocab_size=40, hidden_size=32, num_heads=2, num_layers=1, intermediate_size=32))
+    model.init_weights(torch.Generator().manual_seed(0))
+    windows = [np.random.default_rng(n).integers(40, size=33) for n in range(3)]
+    found = short_sighted(model, windows, original=16, stretches=4)
+    assert [place[:2] for place in found] == [(1, 8), (9, 16), (17, 24), (25, 32)]
+    for first, last, mean, _ in found:
+        start = max(0, last - 16)
+        losses = []
+        for window in windows:
+            ids = torch.from_numpy(window[start : last + 1])[None]
+            nats = -model(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[0, :, 0]
+            losses.append(float(nats[first - 1 - start :].detach().mean()))
+        assert mean == pytest.approx(sum(losses) / 3, abs=1e-4)
 
 
 def test_no_rise_where_one_side_is_missing() -> None:
@@ -57,7 +87,8 @@ def test_no_rise_where_one_side_is_missing() -> None:
     without = made_up()
     for model in without["models"]:
         model["needles"] = []
-    assert set(headline(without)) == {"rise/base", "rise/untrained", "rise/extended"}
+    names = ("base", "untrained", "extended")
+    assert set(headline(without)) == {f"{what}/{name}" for what in ("rise", "above_reference") for name in names}
     assert "needles" not in page(without)
 
 

@@ -18,6 +18,7 @@ from dunwu.model.foreign import Foreign, load_foreign
 from dunwu.model.hf import from_pretrained, load_model, save_model
 from dunwu.model.hf_config import NotOurs
 from dunwu.model.transformer import Transformer
+from dunwu.recipes.rm import check_fit
 from dunwu.rollout.engine import Engine
 from dunwu.rollout.stream import stream
 from dunwu.rollout.torch_decoder import TorchDecoder
@@ -167,7 +168,10 @@ def test_it_is_saved_as_what_it_is(tmp_path: Path) -> None:
     model = from_pretrained(tmp_path / "a")
     with torch.no_grad():
         model.head_weight.mul_(2.0)
-    save_model(model, tmp_path / "b", end_id=0)
+    model.network.generation_config.update(temperature=0.3, do_sample=True)
+    save_model(model, tmp_path / "b", end_id=0, stop_ids=(0, 5))
+    generation = json.loads((tmp_path / "b" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [0, 5], "pad_token_id": 0}
     assert json.loads((tmp_path / "b" / "config.json").read_text())["architectures"] == ["Phi3ForCausalLM"]
     with torch.no_grad():
         assert torch.equal(logits_of(from_pretrained(tmp_path / "b"), [1, 2]), logits_of(model, [1, 2]))
@@ -179,7 +183,7 @@ def test_ours_can_go_that_way_too(tmp_path: Path) -> None:
     save_model(model, tmp_path, end_id=0)
     record = json.loads((tmp_path / "config.json").read_text()) | {"of_no_meaning": 1}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(DunwuError, match="foreign=True"):
+    with pytest.raises(DunwuError, match=r"in Python: from_pretrained\(FOLDER, foreign=True\)"):
         from_pretrained(tmp_path)
     with torch.no_grad():
         theirs = from_pretrained(tmp_path, foreign=True)
@@ -205,6 +209,14 @@ def test_heads_that_are_no_product_are_refused(kind: str, change: dict[str, Any]
     network(kind, tmp_path, **change)
     with pytest.raises(DunwuError, match="more than a product"):
         from_pretrained(tmp_path)
+
+
+def test_a_reward_model_is_told_so(tmp_path: Path) -> None:
+    """And not to install what is there."""
+    train_from_texts(["a b c"], 280).save(tmp_path)
+    network("Olmo2", tmp_path, vocab_size=280)
+    with pytest.raises(DunwuError, match=r"olmo2.*reward models need one of Qwen2,.*DeepSeek-V3\)$"):
+        check_fit(tmp_path, 16)
 
 
 def test_weights_are_never_made_up(tmp_path: Path) -> None:

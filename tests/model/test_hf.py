@@ -242,12 +242,26 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "fp8": (change_header(lambda h: h[NORM].update(dtype="F8_E4M3")), f"tensor '{NORM}' is F8_E4M3; quantised"),
     "whole numbers": (change_header(lambda h: h[NORM].update(dtype="I32")), f"tensor '{NORM}' is I32"),
     "missing": (change_weights(lambda t: t.pop(NORM)), f"does not fit .*tensor '{NORM}' is missing"),
-    "extra": (change_weights(lambda t: t.update(x=torch.ones(2))), "does not fit .*tensor 'x' is not expected"),
+    "extra": (
+        change_weights(lambda t: t.update(x=torch.ones(2))),
+        "does not fit .*tensor 'x' is not expected .*restore its config",
+    ),
     "shape": (
         change_weights(lambda t: t.update({NORM: torch.ones(65)})),
-        rf"tensor '{NORM}' has shape \(65,\), the config says \(64,\)",
+        rf"tensor '{NORM}' has shape \(65,\), the config says \(64,\) \(.*, or restore its config\.json\)",
     ),
-    "layers": (lambda f: change_config(f, num_hidden_layers=4), "tensor 'model.layers.3.* and 11 more are missing"),
+    "layers": (
+        lambda f: change_config(f, num_hidden_layers=4),
+        "tensor 'model.layers.3.* and 11 more are missing .*, or restore its config.json",
+    ),
+    "a head for rewards": (
+        change_weights(lambda t: t.update({"score.weight": torch.ones(1, 64)})),
+        r"is a reward model, no language model \(peek, chat, export and grpo want a language model\)",
+    ),
+    "a class for rewards": (
+        lambda f: change_config(f, architectures=["Qwen2ForSequenceClassification"]),
+        "is a reward model, no language model",
+    ),
     "untied": (lambda f: change_config(f, tie_word_embeddings=False), "tensor 'lm_head.weight' is missing"),
     "field": (lambda f: change_config(f, num_hidden_layers=-4), r"config\.json: num_hidden_layers is -4"),
     "unknown field": (lambda f: change_config(f, qk_clip=1), r"config\.json: field 'qk_clip' is not known"),

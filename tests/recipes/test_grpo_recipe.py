@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import Killed, run_recipe, save_folder, stage, timeless_metrics, tiny_model, weights
 
 from dunwu.cli import main
-from dunwu.data.tokenizer import train_from_texts
+from dunwu.data.tokenizer import load_tokenizer, train_from_texts
 from dunwu.log import read_metrics, read_rollouts
 from dunwu.model.hf import load_model
 from dunwu.recipes import grpo, reinforce
 from dunwu.recipes.grpo_config import GrpoRunConfig
+from dunwu.rollout.engine import Engine
 from dunwu.train.config import GrpoConfig
 from dunwu.types import DunwuError, UsageError
 
@@ -97,6 +101,30 @@ def test_rewards_are_logged_and_a_stopped_run_resumes_bit_for_bit(
     assert weights(cut, "grpo") == weights(whole, "grpo")
     assert timeless_metrics(whole) == timeless_metrics(cut)
     assert [*read_rollouts(whole.dir)] == [*read_rollouts(cut.dir)]
+
+
+def test_the_models_own_stops_and_template_stay(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A letter that ends every reply: no completion goes on behind it, and the new folder says so again."""
+    home = tmp_path / "model"
+    shutil.copytree(folder / "model", home)
+    encoder = load_tokenizer(home)
+    stop = encoder.encode("7")[0]
+    (home / "generation_config.json").write_text(json.dumps({"eos_token_id": [encoder.end_id, stop], "top_p": 0.5}))
+    (home / "chat_template.jinja").write_text("theirs")
+    engines: list[Engine] = []
+
+    def kept(*given: Any) -> Engine:
+        engines.append(Engine(*given))
+        return engines[-1]
+
+    monkeypatch.setattr(grpo, "Engine", kept)
+    config = replace(config_of(folder), model=str(home))
+    run = tell(tmp_path, replace(config, grpo=replace(config.grpo, steps=1)))
+    stops = sorted({*encoder.stop_ids, stop})
+    assert [engine.stop_ids for engine in engines] == [stops]
+    made = stage(run, "grpo").path / "model"
+    assert json.loads((made / "generation_config.json").read_text())["eos_token_id"] == stops
+    assert json.loads((made / "tokenizer_config.json").read_text())["chat_template"] == "theirs"
 
 
 def test_a_change_of_the_task_file_is_another_stage(folder: Path, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ from dunwu.data.tokenizer import load_tokenizer, train_from_texts
 from dunwu.log import read_metrics
 from dunwu.model.config import model_preset
 from dunwu.model.hf import load_model, save_model
+from dunwu.model.lora import add_lora
+from dunwu.model.lora_config import LoraConfig
+from dunwu.model.lora_files import save_lora
 from dunwu.model.transformer import Transformer
 from dunwu.recipes import sft as recipe
 from dunwu.recipes.sft import split
@@ -154,6 +157,37 @@ def test_transformers_talks_with_the_result(tmp_path: Path, folder: Path, data: 
     ids = torch.tensor([encoder.encode("<|im_start|>user\nsay 4<|im_end|>\n")])
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, load_model(out)(ids), atol=1e-4, rtol=0)
+
+
+def test_another_class_keeps_its_stops_and_loses_its_sampling(tmp_path: Path, data: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the [hf] extra is not installed")
+    encoder, home = say_tokenizer(), tmp_path / "olmo"
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    network = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(vocab_size=encoder.vocab_size, **shape))
+    network.save_pretrained(home)
+    encoder.save(home)
+    (home / "chat_template.jinja").write_text("theirs")
+    (home / "generation_config.json").write_text('{"eos_token_id": 9, "temperature": 0.3, "do_sample": true}')
+    run = train(tmp_path, replace(SMALL, model=str(home), data=(str(data),), sft=replace(SMALL.sft, epochs=1)))
+    out = stage(run, "sft").path / "model"
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": sorted({9, *encoder.stop_ids}), "pad_token_id": encoder.end_id}
+    theirs = transformers.AutoTokenizer.from_pretrained(out)  # trained on turns, so asked in turns
+    asked = theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert asked == "<|im_start|>user\nhi<|im_end|>\n"
+
+
+def test_an_adapter_merged_has_the_stops_and_template_of_its_base(tmp_path: Path, folder: Path, data: Path) -> None:
+    home, model = tmp_path / "base", load_model(folder)
+    save_folder(home, model, load_tokenizer(folder))
+    (home / "generation_config.json").write_text('{"eos_token_id": 9}')
+    (home / "chat_template.jinja").write_text("theirs")
+    add_lora(model, LoraConfig(rank=2), torch.Generator().manual_seed(0))
+    save_lora(model, tmp_path / "adapter", str(home))
+    made = stage(train(tmp_path, replace(SMALL, model=str(tmp_path / "adapter"), data=(str(data),))), "merged").path
+    generation = json.loads((made / "model" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == sorted({9, *load_tokenizer(folder).stop_ids})
+    assert json.loads((made / "model" / "tokenizer_config.json").read_text())["chat_template"] == "theirs"
 
 
 def test_equal_conversations_stay_on_one_side() -> None:
