@@ -98,3 +98,14 @@ def real_shapes(results: Results) -> str:
 
 def _step(found: dict[str, float]) -> str:
     return f"{found['step_seconds']:.1f} s, {found['peak_mb'] / 1000:.1f} GB"
+
+
+def extension(results: Results) -> str:
+    """The demonstration of `dunwu run extend`, as its run folder's page has it."""
+    from dunwu.eval.extension import page
+
+    record = results.read("extend")
+    if record is None:
+        return results.missing
+    _, _, tables = page(record["result"]).partition("\n")
+    return "\n\n".join([tables.strip(), results.origin(record)])

@@ -46,6 +46,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "architectures": blocks_models.architectures,
     "arch-study": blocks_models.arch_study,
     "real-shapes": blocks_models.real_shapes,
+    "extension": blocks_models.extension,
     "r1-table": blocks_r1.stage_table,
     "r1-seeds": blocks_r1.seed_table,
     "r1-verdicts": blocks_r1.verdict_table,

@@ -106,14 +106,14 @@ def evaluate_model(
     **options: Any,
 ) -> dict[str, Any]:
     """What `dunwu eval` prints: the summary of a model folder on a task's test split."""
-    from dunwu.model.hf import from_pretrained
+    from dunwu.model.hf import from_pretrained, stop_ids_of
     from dunwu.model.runtime import prepare_torch, resolve_device
     from dunwu.rollout.engine import Engine
     from dunwu.tasks import get_task
 
     prepare_torch()
     network = from_pretrained(model, resolve_device(device))
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model).stopping_at(stop_ids_of(Path(model)))
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     result = evaluate(
         Engine(network, tokenizer), tokenizer, get_task(task, **options), n, samples, "test", params, seed

@@ -17,7 +17,7 @@ import torch
 
 from dunwu.data.chat import encode_conversation, encode_prompt, parse_reply, require_turns
 from dunwu.data.tokenizer import TURN_END, TURN_START, Tokenizer, load_tokenizer
-from dunwu.model.hf import from_pretrained
+from dunwu.model.hf import from_pretrained, stop_ids_of
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.endpoint import Endpoint
@@ -145,7 +145,7 @@ def open_speaker(folder: Path, name: str, frame: str = "auto", device: str = "au
         DunwuError: no model folder, or a frame its tokenizer has no tokens for.
     """
     prepare_torch()
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder).stopping_at(stop_ids_of(folder))
     if frame == "chat":
         require_turns(tokenizer)
     model = from_pretrained(folder, resolve_device(device))
