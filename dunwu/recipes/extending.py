@@ -42,7 +42,7 @@ LINE_TOKENS = 12
 """Tokens of a note's line, about: so many tokens of context are one more line of the longest notes."""
 SHORT, LONG, HELD_OUT = "train", "train-long", "held-out"
 """Sub-folders of the shards: notes for the short context, for the long one, long ones to measure on. Lessons have others."""
-WHOLE = ("english-pairs", "pairs", "far")
+WHOLE = ("english-pairs", "pairs", "longer")
 """Kinds of notes that are as long as the context, and stand in windows of their own."""
 TOKENIZER_NOTES = 4_000
 """Notes the tokenizer is trained on."""
@@ -83,7 +83,7 @@ def _parts(config: ExtendRunConfig) -> dict[str, _Part]:
     lessons = {kind: _Part(int(short.tokens * share), short.context, kind) for kind, share in config.lessons}
     return lessons | {
         SHORT: _Part(short.tokens - sum(part.tokens for part in lessons.values()), short.context),
-        LONG: _Part(long.tokens, long.context, "far"),
+        LONG: _Part(long.tokens, long.context, "longer"),
         HELD_OUT: _Part(3 * config.windows * long.context, long.context, "long", "valid"),
     }
 
@@ -256,7 +256,7 @@ def placement(device: str, settings: PretrainConfig) -> tuple[str, torch.dtype]:
 def long_windows(tokens: Artifact, vocabulary: Artifact, config: ExtendRunConfig, seed: int) -> Callable[[], Windows]:
     """The demonstration's windows of the new length."""
     folder, context = tokens.path / LONG, config.extend.context
-    return lambda: _open(folder, "far", context, load_tokenizer(vocabulary.path).end_id, seed)
+    return lambda: _open(folder, "longer", context, load_tokenizer(vocabulary.path).end_id, seed)
 
 
 def train_stage(

@@ -201,6 +201,13 @@ def far_note(dice: Random, lines: int, chinese: bool, split: str) -> str:
     return "\n".join(said)
 
 
+def longer_note(dice: Random, lines: int, chinese: bool, split: str) -> str:
+    """What a context is extended on, to be cut: by turns of a coin facts from afar, or a text that is everywhere alike."""
+    if dice.random() < 0.5:
+        return far_note(dice, lines, chinese, split)
+    return long_note(dice, 2 * lines, chinese, split)
+
+
 def _unlike(dice: Random, told: list[Fact], chinese: bool, split: str) -> Fact:
     """A fact whose key is none of these."""
     taken = {fact.key for fact in told}
@@ -231,6 +238,7 @@ WRITERS: dict[str, Callable[[Random, int, bool, str], str]] = {
     "short": short_note,
     "mixed": note,
     "far": far_note,
+    "longer": longer_note,
     "long": long_note,
 }
 """Kinds of notes; a writer takes dice, the lines of the longest, whether in Chinese, and the split."""

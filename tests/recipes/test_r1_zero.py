@@ -422,7 +422,7 @@ def test_bad_model_folders_are_one_line(
     (harmed("other") / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
     assert "q_proj.bias' and 5 more are not expected" in told(["--base", "other"], capsys)[1]
     (harmed("misfit") / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    assert "has no tensor 'model.layers.2." in told(["--base", "misfit"], capsys)[1]
+    assert "'model.layers.2.self_attn.q_proj.weight' and 11 more are missing" in told(["--base", "misfit"], capsys)[1]
 
 
 @pytest.mark.parametrize(
