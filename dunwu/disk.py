@@ -113,7 +113,8 @@ def mend_folder(out: Path) -> None:
         beside = sorted(out.parent.iterdir()) if out.parent.is_dir() else []
         for entry in beside:
             found = left.fullmatch(entry.name)
-            if not found or _is_alive(int(found[1])):
+            # Our own number is one that was given out again: whoever had it before is gone.
+            if not found or (int(found[1]) != os.getpid() and is_alive(int(found[1]))):
                 continue
             if found[2] == "old" and not out.exists():
                 os.replace(entry, out)
@@ -121,10 +122,8 @@ def mend_folder(out: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def _is_alive(process: int) -> bool:
-    """Whether another process runs under this number; on Windows, where asking would end it, it is taken to."""
-    if process == os.getpid():
-        return False
+def is_alive(process: int) -> bool:
+    """Whether a process runs under this number; on Windows, where asking would end it, it is taken to."""
     if sys.platform == "win32":
         return True
     try:

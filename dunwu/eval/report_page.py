@@ -17,6 +17,7 @@ from dunwu.eval.report_curves import (
     training_figures,
 )
 from dunwu.eval.report_data import OFFLINE, headline
+from dunwu.eval.report_extension import extension_section, extension_sentence
 from dunwu.eval.report_parts import (
     exact,
     flat,
@@ -53,6 +54,14 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
         yield _lineage(data)
         yield _footer(data)
         return
+    if found := data["evidence"].get("extension"):
+        yield extension_section(found)
+        yield _stages(data)
+        yield _training(data)
+        yield _settings(data)
+        yield _lineage(data)
+        yield _footer(data)
+        return
     yield _stages(data)
     yield _picture(data)
     yield _behaviours(data)
@@ -74,7 +83,8 @@ def _top(data: Mapping[str, Any]) -> str:
     badge = f'<span class="badge{"" if status == "done" else " bad"}">{safe(status)}</span>'
     facts = [data["name"], f"seed {run.get('seed', '?')}", str(run.get("start", ""))[:16].replace("T", " ")]
     parts = [f'<p class="eyebrow">dunwu 顿悟 · {" · ".join(safe(f) for f in facts if f)} {badge}</p>']
-    sentence = r1_sentence(data) if whole_r1 else _sentence(rise)
+    extension = data["evidence"].get("extension")
+    sentence = r1_sentence(data) if whole_r1 else extension_sentence(extension) if extension else _sentence(rise)
     parts.append(f"<h1>{safe(run.get('recipe', 'run'))}: {safe(sentence)}</h1>")
     if status == "running":
         parts.append(note("The run had not ended when this page was written; what is here is what was there."))

@@ -16,6 +16,7 @@ from dunwu.data.sources import parse_sources
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import write_atomically
 from dunwu.eval.extension import NAMES, depth_svg, headline, loss_svg, needle_svg, page, short_sighted
+from dunwu.eval.report_extension import extension_verdicts
 from dunwu.log import Run, read_json
 from dunwu.model.config import ModelConfig
 from dunwu.model.hf import load_model
@@ -130,6 +131,8 @@ def _evidence(
     found = read_json(artifact.path / FILE)
     files = {FILE: json.dumps(found, ensure_ascii=False, indent=1) + "\n", "context.md": page(found)}
     files["context-loss.svg"] = loss_svg(found)
+    evidence = {"extension": found, "verdicts": extension_verdicts(found)}
+    files["evidence.json"] = json.dumps(evidence, ensure_ascii=False, indent=1) + "\n"
     if found["models"][0]["needles"]:
         files |= {"context-needles.svg": needle_svg(found), "context-depths.svg": depth_svg(found)}
     for name, text in files.items():

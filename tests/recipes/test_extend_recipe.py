@@ -12,6 +12,7 @@ import pytest
 from tiny_runs import Killed, run_recipe, save_folder, stage, timeless_metrics, tiny_model, undocumented, weights
 
 from dunwu.data.tokenizer import train_from_texts
+from dunwu.eval.report import write_report
 from dunwu.log import METRICS, read_json
 from dunwu.model.config import LinearRope, ModelConfig, Yarn
 from dunwu.model.hf import load_model
@@ -47,6 +48,9 @@ def test_the_demonstration_ends_with_a_longer_model_and_its_figures(tmp_path: Pa
     for name in ("context.md", "context-loss.svg", "context-needles.svg", "context-depths.svg"):
         assert (run.dir / name).stat().st_size > 300
     assert not undocumented(run.dir / METRICS)
+    page = write_report(run.dir).read_text(encoding="utf-8")
+    assert "context 64 to 256, needles found from" in page and "held-out score" not in page
+    assert page.count("Loss by position") >= 1 and "At least 95% of needles" in page
     # YaRN alone changes the loss, training changes it again; the base is what it was.
     losses = [[place[2] for place in model["places"]] for model in found["models"]]
     assert losses[0] != losses[1] != losses[2]

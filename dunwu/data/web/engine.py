@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from dunwu.data.web.config import BuildConfig, Executor
 from dunwu.data.web.records import NEEDS_DATA, SUFFIX, Format
-from dunwu.disk import disk_errors, exclusive_lock, plain, remove_temporaries, write_atomically
+from dunwu.disk import disk_errors, exclusive_lock, is_alive, plain, remove_temporaries, write_atomically
 from dunwu.machine import die_with_parent
 from dunwu.progress import Progress
 from dunwu.types import DunwuError, UsageError
@@ -375,7 +375,7 @@ def _progress(phase: Phase, out: Path, groups: Sequence[Sequence[Input]], execut
                 if int(beat.name) in finished:
                     continue
                 megabytes += int(read) / 1e6
-                if process in former or _is_alive(int(process)):
+                if process in former or is_alive(int(process)):
                     continue
                 if process in suspects:
                     dead.append(beat.name)
@@ -423,16 +423,6 @@ def _former(beats: Path) -> set[str]:
             found.update(beat.read_text(encoding="ascii").split()[-1:])
             beat.unlink()
     return found
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _submit(phases: Sequence[Phase], out: Path, slurm: Slurm, workers: int) -> dict[str, Any]:
