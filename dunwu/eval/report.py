@@ -20,6 +20,7 @@ I is an interval as `Interval.as_json` gives it (`{"value", "low", "high", "n"}`
       "verdicts": [{"claim": "sentence", "holds": true/false/null, "figure": "0.71 ≥ 0.65"}],
       "in_context": what `report_context` says,
       "extension": what `eval.extension` says,
+      "architectures": what `report_architectures` says,
       "notes": ["sentence", …]
     }
 

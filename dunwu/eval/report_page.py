@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dunwu.eval.plots import PAGE
+from dunwu.eval.report_architectures import architectures_section, architectures_sentence
 from dunwu.eval.report_context import in_context_section
 from dunwu.eval.report_curves import (
     behaviour_figures,
@@ -54,6 +55,11 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
         yield _lineage(data)
         yield _footer(data)
         return
+    if side := data["evidence"].get("architectures"):
+        yield architectures_section(side)
+        yield _settings(data)
+        yield _footer(data)
+        return
     if found := data["evidence"].get("extension"):
         yield extension_section(found)
         yield _stages(data)
@@ -83,8 +89,11 @@ def _top(data: Mapping[str, Any]) -> str:
     badge = f'<span class="badge{"" if status == "done" else " bad"}">{safe(status)}</span>'
     facts = [data["name"], f"seed {run.get('seed', '?')}", str(run.get("start", ""))[:16].replace("T", " ")]
     parts = [f'<p class="eyebrow">dunwu 顿悟 · {" · ".join(safe(f) for f in facts if f)} {badge}</p>']
-    extension = data["evidence"].get("extension")
-    sentence = r1_sentence(data) if whole_r1 else extension_sentence(extension) if extension else _sentence(rise)
+    extension, side = data["evidence"].get("extension"), data["evidence"].get("architectures")
+    if extension or side:
+        sentence = extension_sentence(extension) if extension else architectures_sentence(side)
+    else:
+        sentence = r1_sentence(data) if whole_r1 else _sentence(rise)
     parts.append(f"<h1>{safe(run.get('recipe', 'run'))}: {safe(sentence)}</h1>")
     if status == "running":
         parts.append(note("The run had not ended when this page was written; what is here is what was there."))

@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from dunwu.disk import write_atomically
-from dunwu.eval.plots import PAPER, Panel, Series, chart
 from dunwu.eval.report import write_report
+from dunwu.eval.report_architectures import load_svg
 from dunwu.log import Run, read_json, read_metrics
 from dunwu.model.runtime import prepare_torch
 from dunwu.recipes import stages
@@ -35,6 +35,8 @@ def run(run: Run, config: ArchStudyConfig) -> None:
     alone = _without_biases(run, replace(config.recipe, arch=config.arch), config.collapse_tokens)
     found = {"rows": rows, "unbalanced": alone, "verdicts": _verdicts(rows, alone, config.settled)}
     write_atomically(run.dir / FILE, json.dumps(found, indent=1) + "\n")
+    evidence = {"architectures": found, "verdicts": found["verdicts"]}
+    write_atomically(run.dir / "evidence.json", json.dumps(evidence, indent=1) + "\n")
     write_atomically(run.dir / PLOT, load_svg(rows[1]["load"], alone["load"]))
     print(table(found))
 
@@ -101,16 +103,6 @@ def _verdicts(rows: Sequence[Mapping[str, Any]], alone: Mapping[str, Any], settl
         (f"R1-Zero at most {WITHIN} below dense", behind <= WITHIN, behind),
     ]
     return [{"claim": claim, "holds": holds, "figure": f"{value:.3f}"} for claim, holds, value in claims]
-
-
-def load_svg(balanced: Sequence[Sequence[float]], alone: Sequence[Sequence[float]]) -> str:
-    """The largest load over the mean by update, with and without moved biases."""
-    lines = [
-        Series("biases moved", [(x, y) for x, y in balanced], 0),
-        Series("biases left at 0", [(x, y) for x, y in alone], 1),
-    ]
-    panel = Panel(lines, "largest load of an expert / mean", low=1.0)
-    return chart([panel], "Load of the experts in pretraining", "update", theme=PAPER, width=760, height=260)
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import run_recipe, undocumented
 
+from dunwu.eval.report import write_report
 from dunwu.log import read_json
 from dunwu.model.hf import load_model
 from dunwu.recipes.arch_study import FILE, PLOT
@@ -41,6 +42,8 @@ def test_the_study_lays_architectures_side_by_side(tmp_path: Path, capsys: pytes
     assert dense["load"] == [] and [step for step, _ in v3["load"]] == [*range(5, 79, 5), 78]
     assert len(found["verdicts"]) == 4 and len(v3["rl_load"]) == 2
     assert (run.dir / PLOT).read_text().startswith("<svg")
+    page = write_report(run.dir).read_text(encoding="utf-8")
+    assert "as many weights a token" in page and "held-out score" not in page and "biases left at 0" in page
     assert "v3" in capsys.readouterr().out
     for part in ("dense", "v3", "no-bias"):
         assert undocumented(run.dir / part / "metrics.jsonl") == set()
