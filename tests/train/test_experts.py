@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dunwu.data.shards import PackedShards, ShardWriter
+from dunwu.data.shards import PackedShards
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.model.config import ModelConfig, MoeShape, model_preset
 from dunwu.model.moe import Routing
@@ -33,16 +33,6 @@ def fresh(shape: ModelConfig = SHAPE, seed: int = 0) -> tuple[Transformer, Maste
     model = Transformer(shape)
     model.init_weights(torch.Generator().manual_seed(seed))
     return model, MasterAdamW(model)
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> PackedShards:
-    """A text of counting, with a little noise."""
-    writer = ShardWriter(tmp_path / "train", SHAPE.vocab_size, end_id=0)
-    dice = np.random.default_rng(0)
-    writer.add([[1 + (n * n + int(dice.integers(2))) % 30 for n in range(start, start + 40)] for start in range(40)])
-    writer.close()
-    return PackedShards(tmp_path / "train", CONFIG.context, seed=1)
 
 
 def test_a_resumed_run_ends_with_the_same_bits_biases_included(tmp_path: Path, shards: PackedShards) -> None:

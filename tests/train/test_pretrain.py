@@ -34,16 +34,6 @@ def fresh(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Transforme
     return model, MasterAdamW(model)
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> PackedShards:
-    """A text of counting, with a little noise."""
-    writer = ShardWriter(tmp_path / "train", SHAPE.vocab_size, end_id=0)
-    dice = np.random.default_rng(0)
-    writer.add([[1 + (n * n + int(dice.integers(2))) % 30 for n in range(start, start + 40)] for start in range(40)])
-    writer.close()
-    return PackedShards(tmp_path / "train", CONFIG.context, seed=1)
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_ends_with_the_same_bits(
