@@ -14,15 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dunwu.eval.passk import Z95
 from dunwu.eval.plots import PAPER, Panel, Series, Theme, chart
-from dunwu.model.transformer import Transformer
+
+if TYPE_CHECKING:  # reports read this module, and need no torch
+    from dunwu.model.transformer import Transformer
 
 NAMES = ("base", "base + YaRN, untrained", "extended")
 REFERENCE = "reference"
@@ -32,7 +33,6 @@ TOKENS_AT_ONCE = 8192
 """B · T of a forward pass."""
 
 
-@torch.inference_mode()
 def losses_by_place(
     model: Transformer, windows: Sequence[NDArray[np.int64]], stretches: int = STRETCHES
 ) -> list[tuple[int, int, float, float]]:
@@ -41,13 +41,16 @@ def losses_by_place(
     Args:
         windows: (T + 1,) ids each, T the same in all.
     """
+    import torch
+
     was_training = model.training
     model.eval()
     device, rows = model.head_weight.device, max(1, TOKENS_AT_ONCE // len(windows[0]))
     parts = []
     for start in range(0, len(windows), rows):
         ids_BT = torch.from_numpy(np.stack(windows[start : start + rows])).to(device)
-        logits = model.hidden(ids_BT[:, :-1]).flatten(0, 1) @ model.head_weight.T
+        with torch.inference_mode():
+            logits = model.hidden(ids_BT[:, :-1]).flatten(0, 1) @ model.head_weight.T
         nats = torch.nn.functional.cross_entropy(logits.float(), ids_BT[:, 1:].flatten(), reduction="none")
         parts.append(nats.view(len(ids_BT), -1).double().cpu().numpy())
     model.train(was_training)
