@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import gc
 import importlib.metadata
 import os
 import platform
@@ -122,3 +124,11 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system: glibc keeps the holes between what is in use, gigabytes after a long stage."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another libc has no such function
+            ctypes.CDLL(None).malloc_trim(0)

@@ -94,6 +94,24 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """One row of ranked data: K replies to a conversation that ends with the user's turn.
+
+    `ranks` (K,) never fall along `replies`: 0 is best, and equal ranks are ties.
+
+    Example:
+        >>> asked, best, worst = Message("user", "hi"), Message("assistant", "Hello!"), Message("assistant", "What?")
+        >>> Ranking((asked,), (best, worst), (0, 1)).replies[0].content
+        'Hello!'
+    """
+
+    messages: tuple[Message, ...]
+    replies: tuple[Message, ...]
+    ranks: tuple[int, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a verifier says of one completion; one line of `dunwu score`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 
 import torch
@@ -28,6 +29,7 @@ def prepare_torch(device: str | None = None) -> None:
     slow path that Intel processors have for them (AMD Zen 5 has none: docs/log.md, 2026-11-21)."""
     torch.set_flush_denormal(True)
     _keep_freed_memory()
+    _bound_caches()
     if device is not None:
         _tell_path(resolve_device(device))
 
@@ -57,6 +59,14 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, 1 << 30)
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def _bound_caches() -> None:
+    """Matrix products keep what they prepared for every shape they saw: a thousand shapes, half a megabyte each. Batches of
+    completions are of a new shape every time, so a long run grew by gigabytes and found nothing again (docs/log.md,
+    2026-11-22). oneDNN and its bridge read these names when they first multiply; who set them has his way."""
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.log import Run
 from dunwu.model.hf import claimed_context
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
-from dunwu.recipes.grpo_config import GrpoRunConfig
+from dunwu.recipes.grpo_config import GrpoRunConfig, RlRunConfig
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.reinforce import held_out_point, open_learner, reinforce, save_learner
 from dunwu.recipes.stages import data_digest, file_digest, model_digest
@@ -20,6 +20,9 @@ from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
 from dunwu.tasks import get_task, task_options
 from dunwu.tasks.rewards import RewardFunctions, load_reward
+from dunwu.train.config import GrpoConfig
+from dunwu.train.ppo import Pages
+from dunwu.train.ppo_config import PpoConfig
 from dunwu.types import SamplingParams, Task, UsageError
 
 LOOKED_AT = 256
@@ -31,15 +34,15 @@ def run(run: Run, config: GrpoRunConfig) -> None:
     config.validate()
     task = make_task(config)
     folder = model_folder(run, config.model)
-    check_room(folder, task, config, run.seed)
+    check_room(folder, task, config.settings.max_tokens, run.seed)
     prepare_torch(config.device)
     learned = learn(run, config, folder, task)
     figures = learned.meta["metrics"]
     before, after = figures["before"], figures["held_out_accuracy"]
-    print(f"{learned.path / MODEL}: held-out accuracy {before:.3f} → {after:.3f} in {config.grpo.steps} steps")
+    print(f"{learned.path / MODEL}: held-out accuracy {before:.3f} → {after:.3f} in {config.settings.steps} steps")
 
 
-def make_task(config: GrpoRunConfig) -> Task:
+def make_task(config: RlRunConfig) -> Task:
     """The problems and what is rewarded."""
     task = get_task(config.task, **task_options(config.options, config.data))
     if not config.reward:
@@ -49,22 +52,38 @@ def make_task(config: GrpoRunConfig) -> Task:
     return RewardFunctions(functions, task, config.task_weight)
 
 
-def check_room(folder: Path, task: Task, config: GrpoRunConfig, seed: int) -> None:
+def check_room(folder: Path, task: Task, max_tokens: int, seed: int, section: str = "grpo") -> None:
     """Raise UsageError if prompts and completions do not fit the model's context."""
     encoder: Tokenizer = load_tokenizer(folder)
     longest = max(len(prompt_ids(encoder, task.problem("train", seed, index))) for index in range(LOOKED_AT))
     room = claimed_context(folder)
-    if longest + config.grpo.max_tokens > room:
-        what = f"prompts of {longest} tokens and completions of {config.grpo.max_tokens} exceed the model's {room}"
-        raise UsageError(what, "lower --grpo.max-tokens, or shorten the prompts")
+    if longest + max_tokens > room:
+        what = f"prompts of {longest} tokens and completions of {max_tokens} exceed the model's {room}"
+        raise UsageError(what, f"lower --{section}.max-tokens, or shorten the prompts")
 
 
 def learn(run: Run, config: GrpoRunConfig, folder: Path, task: Task) -> Artifact:
     """The stage: checkpoints on the way, a held-out curve, the model at the end."""
-    device, settings, seed = resolve_device(config.device), config.grpo, run.seed
+    key = {"grpo": config.settings, **stage_key(config, folder, run.seed)}
+    return rl_stage(run, "grpo", config, config.settings, folder, task, key)
+
+
+def rl_stage(
+    run: Run,
+    name: str,
+    config: RlRunConfig,
+    settings: GrpoConfig | PpoConfig,
+    folder: Path,
+    task: Task,
+    key: dict[str, Any],
+    critic_from: Path | None = None,
+    pages: Pages | None = None,
+) -> Artifact:
+    """A model of `folder` after `settings` on `task`, with a held-out curve; of GRPO and PPO alike."""
+    device, seed = resolve_device(config.device), run.seed
 
     def build(work: Path) -> dict[str, object]:
-        learner, encoder, state = open_learner(work, folder, settings, device, config.lora, seed)
+        learner, encoder, state = open_learner(work, folder, settings, device, config.lora, seed, critic_from)
         engine = Engine(learner.policy, encoder, lambda: learner.optimizer.version)
         params = SamplingParams(max_tokens=settings.max_tokens)
 
@@ -75,18 +94,19 @@ def learn(run: Run, config: GrpoRunConfig, folder: Path, task: Task) -> Artifact
             first = {"before": point["eval/pass@1"]} if n == 0 else {}
             return {**first, "held_out": point["eval/pass@1"]}
 
+        save_every = config.save_every
         last = reinforce(
-            run, "grpo", learner, engine, encoder, task, settings, seed, work, state, config.save_every, on_step
+            run, name, learner, engine, encoder, task, settings, seed, work, state, save_every, on_step, pages
         )
         save_learner(learner, encoder, work, folder)
         figures = {"held_out_accuracy": last["held_out"], "before": last["before"], "steps": settings.steps}
         return figures | ({"trained_parameters": learner.optimizer.master.numel()} if config.lora.rank else {})
 
-    return run.stage("grpo", build, _key(config, folder, seed), version=COMPUTED)
+    return run.stage(name, build, key, version=COMPUTED)
 
 
-def _key(config: GrpoRunConfig, folder: Path, seed: int) -> dict[str, Any]:
-    """Everything that changes the result. Modules that a task or reward file imports are not looked into."""
+def stage_key(config: RlRunConfig, folder: Path, seed: int) -> dict[str, Any]:
+    """What changes the result besides the algorithm. Modules that a task or reward file imports are not looked into."""
     rewards = [[text.rpartition(":")[2], file_digest(text.rpartition(":")[0])] for text in config.reward]
     weights = config.reward_weights or [1.0] * len(config.reward)
     weighed = [[*reward, float(weight)] for reward, weight in zip(rewards, weights, strict=True)]
@@ -95,7 +115,6 @@ def _key(config: GrpoRunConfig, folder: Path, seed: int) -> dict[str, Any]:
         "model": model_digest(folder),
         "task": [task, *sorted(config.options), data_digest(config.data)],
         "rewards": [weighed, config.task_weight],
-        "grpo": config.grpo,
         "curve": [config.held_out, config.held_out_every],
         "seed": seed,
         **config.lora.key,

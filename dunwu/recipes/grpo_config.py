@@ -1,18 +1,19 @@
-"""The knobs of the recipe `grpo`: no torch."""
+"""The knobs of the recipe `grpo`, and what it shares with `ppo`: no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from dunwu.model.lora_config import LoraConfig
-from dunwu.train.config import GrpoConfig
+from dunwu.train.config import GrpoConfig, PolicyConfig
+from dunwu.train.variants import variant_config
 from dunwu.types import UsageError
 
 
 @dataclass(frozen=True)
-class GrpoRunConfig:
-    """Reinforcement learning from any model folder, on any task."""
+class RlRunConfig:
+    """Reinforcement learning from any model folder, on any task: what GRPO and PPO share."""
 
     model: str = ""
     """Model folder in Hugging Face's layout, or RUN:STAGE."""
@@ -28,8 +29,8 @@ class GrpoRunConfig:
     """Weight of each of them; none: 1 each."""
     task_weight: float = 0.0
     """Weight of the task's own score beside those functions."""
-    grpo: GrpoConfig = field(default_factory=GrpoConfig)
-    """The reinforcement learning."""
+    variant: str = ""
+    """A named algorithm (docs/algorithms.md); its settings take the place of these. None: as the settings say."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters instead of full training, from rank 1 on; the artifact then has them in `adapter/` as well."""
     held_out: int = 128
@@ -41,7 +42,7 @@ class GrpoRunConfig:
     save_every: int = 10
     """Steps between checkpoints."""
 
-    def validate(self) -> None:
+    def check(self, settings: PolicyConfig) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
         if not self.model:
             raise UsageError("there is no model to start from", "name a model folder: --model FOLDER")
@@ -52,12 +53,40 @@ class GrpoRunConfig:
             raise UsageError("a reward weight is no finite number", "give numbers")
         if self.task_weight and not self.reward:
             raise UsageError("task_weight without reward functions", "add --reward FILE.py:FUNCTION, or leave it out")
-        if min(self.held_out, self.held_out_every, self.save_every, self.grpo.steps) < 1:
+        if min(self.held_out, self.held_out_every, self.save_every, settings.steps) < 1:
             raise UsageError("held_out, held_out_every, save_every and grpo.steps begin at 1", "raise the one below 1")
         if self.lora.dropout:
             raise UsageError(f"lora.dropout is {self.lora.dropout}", "leave it out: what is trained is what sampled")
-        self.grpo.validate()
+        settings.validate()
         self.lora.validate()
+
+
+@dataclass(frozen=True)
+class GrpoRunConfig(RlRunConfig):
+    """GRPO and its relatives, from any model folder, on any task."""
+
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    """The reinforcement learning."""
+
+    @property
+    def settings(self) -> GrpoConfig:
+        """The algorithm, its variant's settings included.
+
+        Raises:
+            UsageError: no such variant, or one of PPO's.
+        """
+        found = variant_config(self.variant, self.grpo) if self.variant else self.grpo
+        if not isinstance(found, GrpoConfig):
+            raise UsageError(f"{self.variant} is a variant of PPO", f"dunwu run ppo --variant {self.variant}")
+        return found
+
+    def resolved(self) -> GrpoRunConfig:
+        """The same with the variant's settings in their places, as run folder and report show them."""
+        return replace(self, grpo=self.settings)
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work, before anything long has begun."""
+        self.check(self.settings)
 
 
 GRPO_PRESETS: dict[str, GrpoRunConfig] = {

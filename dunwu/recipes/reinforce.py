@@ -1,4 +1,5 @@
-"""What every stage of reinforcement learning does around `train.grpo`: load, log, save, resume, keep the result.
+"""What every stage of reinforcement learning does around `train.grpo` or `train.ppo`: load, log, save, resume, keep the
+result. Which of the two it is, the config says.
 
 A stage's `build(work)` is three calls:
 
@@ -20,17 +21,25 @@ from dunwu.eval.evaluate import evaluate
 from dunwu.log import Progress, Run
 from dunwu.model.hf import from_pretrained, save_model, stop_ids_of
 from dunwu.model.lora_config import LoraConfig
+from dunwu.model.transformer import Transformer
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.pretraining import MODEL, restore
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.config import GrpoConfig
 from dunwu.train.distill_config import DistillConfig
-from dunwu.train.grpo import Learner, grpo
+from dunwu.train.grpo import grpo
+from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
-from dunwu.types import Sampler, SamplingParams, Task
+from dunwu.train.ppo import Pages, ppo
+from dunwu.train.ppo_config import PpoConfig
+from dunwu.train.reward_model import load_reward_model
+from dunwu.train.value import Critic, ValueModel
+from dunwu.types import DunwuError, Sampler, SamplingParams, Task
 
-REFERENCE = "reference."
-"""Prefix of the reference model's weights in a checkpoint."""
+REFERENCE, CRITIC = "reference.", "critic."
+"""Prefixes of the reference model's weights in a checkpoint, and of the critic's training state."""
+STATE = ("step", "version", "critic_version", "coefficients")
+"""What a checkpoint's record says besides figures."""
 
 OnStep = Callable[[int], Mapping[str, float]]
 """Steps done (0 before the first) → figures of now: shown in the progress line and kept in the checkpoint's state."""
@@ -39,15 +48,17 @@ OnStep = Callable[[int], Mapping[str, float]]
 def open_learner(
     work: Path,
     folder: Path,
-    config: GrpoConfig | DistillConfig,
+    config: GrpoConfig | PpoConfig | DistillConfig,
     device: str,
     lora: LoraConfig | None = None,
     seed: int = 0,
+    critic_from: Path | None = None,
 ) -> tuple[Learner, Tokenizer, dict[str, Any]]:
     """The model of `folder` with a fresh optimizer, or, if `work` holds a checkpoint, both as they were there.
 
     Args:
         lora: if its rank is not 0, adapters are trained, and the model is frozen; `seed` is theirs.
+        critic_from: folder of a reward model that PPO's own critic begins from (InstructGPT); else it begins from the policy's.
 
     Returns:
         the learner, the folder's tokenizer with its model's stop ids, and the checkpoint's state ({"step": steps done, …}; step 0 without one).
@@ -57,10 +68,48 @@ def open_learner(
     fit_adapters(model, lora, seed)
     optimizer = MasterAdamW(model, config.betas, weight_decay=config.weight_decay)
     learner = Learner(model, optimizer)
-    state, reference = restore(work, optimizer)
+    if isinstance(config, PpoConfig) and config.critic != "none":
+        learner.critic = make_critic(model, folder, config, device, lora, seed, critic_from)
+    state, others = restore(work, optimizer)
+    reference, critic = (
+        {k.removeprefix(prefix): t for k, t in others.items() if k.startswith(prefix)} for prefix in (REFERENCE, CRITIC)
+    )
     if reference:
-        learner.load_reference({k.removeprefix(REFERENCE): t for k, t in reference.items()})
+        learner.load_reference(reference)
+    if critic and learner.critic is not None:
+        learner.critic.load(critic, state["critic_version"])
+    learner.coefficients = state.get("coefficients", {})
     return learner, encoder, state
+
+
+def make_critic(
+    policy: Transformer,
+    folder: Path,
+    config: PpoConfig,
+    device: str,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
+    reward_model: Path | None = None,
+) -> Critic:
+    """A critic with a trunk of its own, the policy's or the reward model's to begin with, or with the policy's trunk.
+
+    Raises:
+        DunwuError: the reward model has another vocabulary than the policy; its width and depth may differ.
+    """
+    head = backbone = None
+    if config.critic == "own" and reward_model is not None:
+        judge, _ = load_reward_model(reward_model, device)
+        backbone, head = judge.backbone, judge.score.weight.detach()
+        if backbone.config.vocab_size != policy.config.vocab_size:
+            what = f"the reward model has {backbone.config.vocab_size} tokens, the policy {policy.config.vocab_size}"
+            raise DunwuError(what, "use a reward model made from a model with the same tokenizer")
+    elif config.critic == "own":
+        backbone = from_pretrained(folder, device)
+    if backbone is not None:
+        fit_adapters(backbone, lora, seed)
+    width = (backbone or policy).config.hidden_size
+    model = ValueModel(width, backbone, head).to(device)
+    return Critic(model, MasterAdamW(model, config.betas, weight_decay=config.weight_decay))
 
 
 def reinforce(
@@ -70,12 +119,13 @@ def reinforce(
     sampler: Sampler,
     encoder: Tokenizer,
     task: Task,
-    config: GrpoConfig,
+    config: GrpoConfig | PpoConfig,
     seed: int,
     work: Path,
     state: Mapping[str, Any],
     save_every: int,
     on_step: OnStep | None = None,
+    pages: Pages | None = None,
 ) -> dict[str, Any]:
     """Take `learner` from `state["step"]` to `config.steps`, logging each step as `stage` before any checkpoint of it.
 
@@ -84,23 +134,28 @@ def reinforce(
         save_every: steps between checkpoints in `work`; the last step is always saved.
         on_step: called before the first step of a run that begins, then after each; it may log under other names,
             write into `work` (again the same after a kill), and returns figures; those not returned stay as they were.
+        pages: pretraining windows for PPO's ptx mix.
 
     Returns:
         the last state: "step" and the figures.
     """
     start = int(state["step"])
-    figures = {name: value for name, value in state.items() if name not in ("step", "version")}
+    figures = {name: value for name, value in state.items() if name not in STATE}
     if start == 0 and on_step is not None:
         figures |= on_step(0)
+    if isinstance(config, PpoConfig):
+        method, steps = "ppo", ppo(learner, sampler, encoder, task, config, seed, start, work, pages)
+    else:
+        method, steps = "grpo", grpo(learner, sampler, encoder, task, config, seed, start, work)
     with Progress(config.steps, stage, "steps", start=start) as progress:
-        for step in grpo(learner, sampler, encoder, task, config, seed, start, work):
+        for step in steps:
             run.log(stage, step.n, step.metrics)
             run.log_groups(stage, step.n, step.groups)
             if on_step is not None:
                 figures |= on_step(step.n)
             if step.n % save_every == 0 or step.n == config.steps:
                 save_state(work, learner, {**figures, "step": step.n})
-            shown = {"reward": step.metrics["grpo/reward"], "length": step.metrics["grpo/length"]}
+            shown = {name: step.metrics[f"{method}/{name}"] for name in ("reward", "length")}
             progress.update(step.n, **shown, **figures)
     return {**figures, "step": config.steps}
 
@@ -125,10 +180,16 @@ def held_out_point(
 
 
 def save_state(work: Path, learner: Learner, state: Mapping[str, Any]) -> None:
-    """A checkpoint: weights, moments, the reference if there is one, and a small record."""
+    """A checkpoint: weights, moments, reference and critic if there are any, and a small record."""
     tensors = dict(learner.optimizer.state())
     tensors |= {f"{REFERENCE}{name}": t for name, t in learner.reference_state().items()}
-    save_checkpoint(work, tensors, {**state, "version": learner.optimizer.version})
+    record = {**state, "version": learner.optimizer.version}
+    if learner.critic is not None:
+        tensors |= {f"{CRITIC}{name}": t for name, t in learner.critic.state().items()}
+        record["critic_version"] = learner.critic.optimizer.version
+    if learner.coefficients:
+        record["coefficients"] = learner.coefficients
+    save_checkpoint(work, tensors, record)
 
 
 def save_learner(learner: Learner, encoder: Tokenizer, work: Path, base: Path | None = None) -> None:

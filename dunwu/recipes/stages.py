@@ -32,7 +32,7 @@ from dunwu.tasks.files import FileCountdown, load_problems
 from dunwu.tasks.splits import SPLITS
 from dunwu.tasks.templates import load_template
 from dunwu.train.config import PretrainConfig
-from dunwu.train.grpo import Learner
+from dunwu.train.learner import Learner
 from dunwu.train.pretrain import held_out_loss
 from dunwu.types import DunwuError, SamplingParams, Task
 from dunwu.world.knobs import Knobs

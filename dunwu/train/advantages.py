@@ -8,6 +8,13 @@ Shapes: P problems, G rollouts of one problem (groups may be ragged).
     "group"  A = (r - mean(group)) / (std(group) + eps)    DeepSeek-R1, arXiv 2501.12948, section 2.1
     "batch"  A = (r - mean(group)) / (std(batch) + eps)    "Lite PPO", arXiv 2508.08221
 
+and mean(group) is one of four baselines (`baseline`), the rungs of a ladder:
+
+    "none"            0: the reward itself                 REINFORCE, reinforce.py
+    "batch"           mean of the whole batch              REINFORCE with a baseline, reinforce.py
+    "leave-one-out"   mean of the other siblings           RLOO, rloo.py
+    "group"           mean of all siblings                 GRPO
+
 Order matters: compute advantages over every scored rollout of a group first; drop truncated or rejected rows from
 the loss afterwards (by their `loss_mask`), or the survivors' baseline moves.
 """
@@ -19,9 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
+from dunwu.train.reinforce import reinforce_advantages
+from dunwu.train.rloo import leave_one_out
 from dunwu.types import UsageError
 
 StdNormalize = Literal["none", "group", "batch"]
+Baseline = Literal["group", "leave-one-out", "batch", "none"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ def group_advantages(
     std_normalize: StdNormalize = "none",
     std_eps: float = 1e-4,
     std_ddof: int = 0,
+    baseline: Baseline = "group",
 ) -> tuple[list[list[float | None]], AdvantageStats]:
     """Advantage of every rollout against its siblings; see the module docstring for the three formulas.
 
@@ -65,39 +76,48 @@ def group_advantages(
         std_eps: added to the standard deviation (same unit as the reward).
         std_ddof: 0 for the population standard deviation (divides by n, our default: the paper names no
             correction), 1 for the sample one (n - 1), as `torch.std` and so TRL compute it.
+        baseline: what a reward is compared with.
 
     Returns:
         Advantages in the shape of `rewards_PG`, and the counts. A group whose scored rewards have max == min gets
         exactly 0.0: the float mean of eight 0.1s is not 0.1, so a tiny eps would turn rounding into a gradient.
 
     Raises:
-        UsageError: unknown `std_normalize`, negative `std_eps`, or `std_ddof` other than 0 and 1.
+        UsageError: unknown `std_normalize` or `baseline`, negative `std_eps`, or `std_ddof` other than 0 and 1.
 
     Example:
         >>> group_advantages([[1.0, 0.0, None]], "group", std_eps=0.0)[0]
         [[1.0, -1.0, None]]
+        >>> group_advantages([[1.0, 0.0], [0.0, 0.0]], baseline="batch")[0]
+        [[0.75, -0.25], [-0.25, -0.25]]
     """
     if std_normalize not in ("none", "group", "batch"):
         raise UsageError(f"std_normalize is {std_normalize!r}", 'use "none", "group" or "batch"')
+    if baseline not in ("group", "leave-one-out", "batch", "none"):
+        raise UsageError(f"baseline is {baseline!r}", 'use "group", "leave-one-out", "batch" or "none"')
     if not std_eps >= 0.0 or std_ddof not in (0, 1):
         raise UsageError(f"std_eps is {std_eps}, std_ddof is {std_ddof}", "use std_eps >= 0 and std_ddof 0 or 1")
 
     scored_PG = [[r for r in group if _is_scored(r)] for group in rewards_PG]
     every_reward = [r for group in scored_PG for r in group]
-    batch_std = _std(every_reward, std_ddof)
+    batch_std, all_differ = _std(every_reward, std_ddof), _differ(every_reward)
 
+    centred = iter(reinforce_advantages(every_reward, baseline == "batch"))
     advantages_PG: list[list[float | None]] = []
     for rewards, scored in zip(rewards_PG, scored_PG):
-        if not _differ(scored):
-            advantages_PG.append([0.0 if _is_scored(r) else None for r in rewards])
-            continue
-        mean = _mean(scored)
+        if baseline in ("none", "batch"):
+            found = [next(centred) for _ in scored]
+        elif baseline == "leave-one-out":
+            found = leave_one_out(scored)
+        else:
+            found = _from_mean(scored)
         scale = 1.0
-        if std_normalize == "group":
+        if std_normalize == "group" and _differ(scored):
             scale = _std(scored, std_ddof) + std_eps
-        elif std_normalize == "batch":
+        elif std_normalize == "batch" and all_differ:
             scale = batch_std + std_eps
-        advantages_PG.append([(r - mean) / scale if _is_scored(r) else None for r in rewards])
+        left = iter(found)
+        advantages_PG.append([next(left) / scale if _is_scored(r) else None for r in rewards])
 
     informative_P = tuple(_differ(scored) for scored in scored_PG)
     unscored = sum(not scored for scored in scored_PG)
@@ -149,6 +169,13 @@ def _is_scored(reward: float | None) -> TypeGuard[float]:
 
 def _differ(scored: Sequence[float]) -> bool:
     return bool(scored) and max(scored) != min(scored)
+
+
+def _from_mean(scored: Sequence[float]) -> list[float]:
+    if not _differ(scored):
+        return [0.0] * len(scored)
+    mean = _mean(scored)
+    return [reward - mean for reward in scored]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from dunwu.disk import later
-from dunwu.train.advantages import StdNormalize
+from dunwu.train.advantages import Baseline, StdNormalize
 from dunwu.types import UsageError
 
 Schedule = Literal["cosine", "wsd", "constant", "linear"]
 LossNorm = Literal["token", "sequence", "constant", "prompt"]
 KlEstimator = Literal["k1", "k3", "k3_unbiased"]
 Precision = Literal["auto", "bf16", "fp32"]
+Objective = Literal["clip", "cispo", "reinforce"]
+Ratio = Literal["token", "sequence"]
+Tis = Literal["none", "truncate", "mask"]
 
 
 def check_rate(lr: float) -> None:
     """Raise UsageError for a learning rate that climbs the loss, or is no number."""
-    if not lr >= 0:
+    if not 0 <= lr < math.inf:
         raise UsageError(f"lr is {lr}", "use 0 or more")
+
+
+def check_amounts(settings: object, *names: str) -> None:
+    """Raise UsageError for one of these fields that is negative, infinite or no number."""
+    for name in names:
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise UsageError(f"{name} is {getattr(settings, name)}", "use 0 or more")
 
 
 def _check_context_steps(steps: tuple[tuple[int, float], ...], last: int) -> None:
@@ -179,8 +190,54 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
-class GrpoConfig:
-    """Group relative policy optimisation (DeepSeekMath, section 4.1; R1, section 2.1), choices named."""
+class OffPolicyConfig:
+    """What is done about tokens that another policy sampled than the one that learns from them (train/off_policy.py)."""
+
+    tis: Tis = "none"
+    """Correction of a sampler that computes otherwise than the trainer, by w = π_old / π_sampler: none, w cut at `tis_cap`
+    (truncated importance sampling), or 0 where w is outside [1/tis_cap, tis_cap], else w (masked importance sampling)."""
+    tis_cap: float = 2.0
+    """C of that correction."""
+    sequence_mask: float = 0.0
+    """δ: completions with A < 0 and mean log(π_sampler / π) above it do not train (DeepSeek-V3.2, 3.1); 0 for none."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        if self.tis not in ("none", "truncate", "mask"):
+            raise UsageError(f"off_policy.tis is {self.tis!r}", 'use "none", "truncate" or "mask"')
+        if not self.tis_cap >= 1:
+            raise UsageError(f"off_policy.tis_cap {self.tis_cap} would cut ratios of 1", "use 1 or more, such as 2")
+        if not self.sequence_mask >= 0:
+            raise UsageError(f"off_policy.sequence_mask is {self.sequence_mask}", "use 0 (none) or more")
+
+
+@dataclass(frozen=True)
+class StabilityConfig:
+    """What steers a run that drifts (train/stability.py)."""
+
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus in the loss (A3C, arXiv 1602.01783)."""
+    entropy_target: float = 0.0
+    """Nats a token: under it `entropy_coef` grows by `entropy_rate` a step, above it shrinks, down to 0; 0 leaves it constant."""
+    entropy_rate: float = 0.001
+    """Step of that coefficient."""
+    kl_target: float = 0.0
+    """Nats a token to the reference that `kl_coef` is steered to (Ziegler et al. 2019, arXiv 1909.08593, 2.2); 0: constant."""
+    kl_gain: float = 0.1
+    """K_β: how fast; each step multiplies β by 1 + K_β · clip(KL / target − 1, ±0.2)."""
+    stop_kl: float = 0.0
+    """Mean approx_kl of an update from which on the batch's remaining updates are left out; 0 for never."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        for name in ("entropy_coef", "entropy_target", "entropy_rate", "kl_target", "kl_gain", "stop_kl"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"stability.{name} is {getattr(self, name)}", "use 0 or more")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What every policy-gradient method here has in common; `GrpoConfig` and `PpoConfig` add what an advantage is."""
 
     steps: int = 100
     """Rollout batches."""
@@ -210,10 +267,6 @@ class GrpoConfig:
     """Updates per rollout batch; rows are split at random. 16 in R1; 1 is fully on-policy."""
     micro_tokens: int = 16_384
     """Tokens per forward pass, padding included; changes memory, never the result's mathematics."""
-    std_normalize: StdNormalize = "group"
-    """Divisor of the advantages."""
-    std_eps: float = 1e-4
-    """ε in that divisor."""
     loss_norm: LossNorm = "token"
     """Denominator of the loss."""
     clip_low: float = 0.2
@@ -226,10 +279,6 @@ class GrpoConfig:
     """How that KL is estimated and differentiated."""
     reference_every: int = 400
     """Steps after which the reference becomes the current policy; 400 in R1-Zero, 0 for never."""
-    drop_zero_variance: bool = True
-    """Leave groups whose rewards are all equal out of the update and of its denominator."""
-    dynamic_rounds: int = 1
-    """Rollout rounds per step at most: above 1, groups without variance are replaced by new questions (DAPO)."""
     overlong: Literal["keep", "mask", "penalty"] = "keep"
     """Truncated completions: trained with their reward, left out of the loss, or softly punished (DAPO, eq. 13)."""
     overlong_buffer: int = 64
@@ -240,18 +289,58 @@ class GrpoConfig:
     """γ: with experts, the step of the routers' biases after every step, against the load of its rollouts."""
     routing_replay: bool = later(True)
     """With experts: the update sends every token to the experts it was sampled with, so that sampler and trainer agree."""
+    objective: Objective = later("clip")
+    """What bounds an update: the clipped ratio (PPO), the clipped ratio as a constant weight (CISPO), or nothing (REINFORCE)."""
+    ratio: Ratio = later("token")
+    """Probability ratio of each token, or of the whole completion to the power 1/length (GSPO)."""
+    off_policy: OffPolicyConfig = later(OffPolicyConfig())
+    """Corrections for tokens that another policy sampled."""
+    stability: StabilityConfig = later(StabilityConfig())
+    """Control of entropy and KL on the way."""
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work."""
-        if self.group_size < 2:
-            raise UsageError(f"group_size {self.group_size} has no siblings to compare", "use 2 or more")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise UsageError(f"temperature {self.temperature} cannot explore", "use a temperature above 0")
-        counts = ("steps", "problems", "minibatches", "dynamic_rounds", "max_tokens", "micro_tokens")
+        counts = ("steps", "problems", "group_size", "minibatches", "max_tokens", "micro_tokens")
         if low := [name for name in counts if getattr(self, name) < 1]:
             raise UsageError(f"{low[0]} is {getattr(self, low[0])}", "use 1 or more")
         check_rate(self.lr)
+        check_amounts(self, "clip_low", "clip_high", "kl_coef", "max_grad_norm", "weight_decay", "warmup", "final_lr")
+        check_amounts(self, "reference_every", "bias_rate")
         if self.overlong == "penalty" and not 0 <= self.overlong_buffer <= self.max_tokens:
             raise UsageError(
                 f"overlong_buffer {self.overlong_buffer} of {self.max_tokens} tokens", "use 0 to max_tokens"
             )
+        if self.objective not in ("clip", "cispo", "reinforce") or self.ratio not in ("token", "sequence"):
+            what = f"objective is {self.objective!r}, ratio {self.ratio!r}"
+            raise UsageError(what, "use clip, cispo or reinforce; token or sequence")
+        self.off_policy.validate()
+        self.stability.validate()
+        if self.stability.kl_target and not self.kl_coef > 0:
+            raise UsageError("stability.kl_target steers a kl_coef of 0", "begin with a kl_coef above 0")
+
+
+@dataclass(frozen=True)
+class GrpoConfig(PolicyConfig):
+    """Group relative policy optimisation (DeepSeekMath, section 4.1; R1, section 2.1), choices named."""
+
+    std_normalize: StdNormalize = "group"
+    """Divisor of the advantages."""
+    std_eps: float = 1e-4
+    """ε in that divisor."""
+    drop_zero_variance: bool = True
+    """Leave groups whose rewards are all equal out of the update and of its denominator."""
+    dynamic_rounds: int = 1
+    """Rollout rounds per step at most: above 1, groups without variance are replaced by new questions (DAPO)."""
+    baseline: Baseline = later("group")
+    """What a reward is compared with: its group's mean (GRPO), the other siblings' (RLOO), the batch's, or nothing (REINFORCE)."""
+
+    def validate(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        if self.group_size < 2 and self.baseline in ("group", "leave-one-out"):
+            raise UsageError(f"group_size {self.group_size} has no siblings to compare", "use 2 or more")
+        if self.dynamic_rounds < 1:
+            raise UsageError(f"dynamic_rounds is {self.dynamic_rounds}", "use 1 or more")
+        check_amounts(self, "std_eps")
+        super().validate()

@@ -21,7 +21,15 @@ The KL term pulls the policy towards a reference. With d = log policy - log ref 
                                              for every policy, so value and gradient are both exact.
 
 "Exact" is meant per token given its prefix, as the objective above is: that an earlier token changes which prefixes
-occur later is not counted. Not here: sequence-level ratios (GSPO), value losses, entropy bonuses.
+occur later is not counted.
+
+What bounds the update (`objective`), beside the minimum above ("clip"):
+
+    "cispo"      -sg(clip(rho)) A log policy      every token keeps a gradient: MiniMax-M1, arXiv 2506.13585, eq. 4
+    "reinforce"  -A log policy                    no ratio at all: on-policy data only
+
+and whose ratio (`ratio`): each token's, or "sequence", the whole completion's to the power 1/length, the same at all its
+tokens (GSPO, arXiv 2507.18071, eq. 7). Critics: value.py. Samplers that are another policy: off_policy.py.
 """
 
 from __future__ import annotations
@@ -34,9 +42,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dunwu.native import train as native
-from dunwu.train.config import KlEstimator, LossNorm
+from dunwu.train.config import KlEstimator, LossNorm, Objective, Ratio
+from dunwu.train.off_policy import row_means
 from dunwu.types import UsageError
 
 MAX_LOG_RATIO = 20.0
@@ -139,6 +149,11 @@ def policy_loss(
     kl_coef: float = 0.0,
     kl_estimator: KlEstimator = "k3",
     entropy_BT: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    objective: Objective = "clip",
+    ratio: Ratio = "token",
+    rows_BT: Tensor | None = None,
+    token_scale_BT: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tally]]:
     """Loss of one micro-batch (its share of the step's loss: add them up, divide by nothing) and its metrics.
 
@@ -153,16 +168,36 @@ def policy_loss(
         ref_logprobs_BT: same shape, without gradient; needed if `kl_coef` is not 0. Given alone it is only measured.
         kl_coef: weight of the KL term (beta).
         kl_estimator: which KL term; see the module docstring.
-        entropy_BT: same shape; only measured.
+        entropy_BT: same shape; measured, and with gradient if `entropy_coef` is not 0.
+        entropy_coef: weight of the entropy bonus, taken off the loss.
+        objective: what bounds an update; see the module docstring.
+        ratio: of each token, or of the whole completion.
+        rows_BT: same shape; number of the completion each token belongs to, from 0. Needed by "sequence" for a packed
+            (N,); rows of (B, T) are their own.
+        token_scale_BT: same shape; factor of each token's policy term (`off_policy.py`), without gradient.
 
     Returns:
         A scalar in at least fp32 (0 with zero gradient if every weight is 0), and tallies over the tokens of non-zero
         weight; see `policy_metrics`.
 
     Raises:
-        ValueError: shapes that differ. UsageError: unknown `kl_estimator`, or no reference for it.
+        ValueError: shapes that differ, a sequence ratio without rows. UsageError: unknown `kl_estimator` or `objective`,
+            or no reference for a KL.
+
+    Example:
+        Two tokens of one completion with A = 1, each of weight 1/2; the second has become 1.5 times as likely, and is clipped:
+
+        >>> policy, old = torch.tensor([[0.2, 0.3]]).log(), torch.tensor([[0.2, 0.2]]).log()
+        >>> shared = (policy, old, torch.tensor([1.0]), torch.tensor([[0.5, 0.5]]))
+        >>> round(float(policy_loss(*shared)[0]), 4)  # −½ (1 + 1.2)
+        -1.1
+        >>> round(float(policy_loss(*shared, ratio="sequence", clip_high=1.0)[0]), 4)  # −(1 · 1.5)^½
+        -1.2247
+        >>> round(float(policy_loss(*shared, objective="cispo")[0]), 4)  # −½ (ln 0.2 + 1.2 ln 0.3)
+        1.5271
     """
-    for name, other in (("old", old_logprobs_BT), ("ref", ref_logprobs_BT), ("weights", weights_BT)):
+    others = (("old", old_logprobs_BT), ("ref", ref_logprobs_BT), ("weights", weights_BT), ("rows", rows_BT))
+    for name, other in (*others, ("token scale", token_scale_BT)):
         if other is not None and other.shape != policy_logprobs_BT.shape:
             raise ValueError(f"{name} has shape {tuple(other.shape)}, policy {tuple(policy_logprobs_BT.shape)}")
     if kl_coef and ref_logprobs_BT is None:
@@ -173,19 +208,35 @@ def policy_loss(
     old_BT = _masked(old_logprobs_BT.detach(), mask_BT)
     advantages_BT = _masked(_per_token(advantages, policy_logprobs_BT), mask_BT)
 
-    ratio_BT = _ratio(policy_BT, old_BT)
+    gap_BT = policy_BT - old_BT
+    if ratio == "sequence":
+        gap_BT = _sequence_gap(gap_BT, mask_BT, rows_BT)
+    ratio_BT = gap_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     low = -math.inf if clip_low is None else 1.0 - clip_low
     high = math.inf if clip_high is None else 1.0 + clip_high
     clipped_BT = ratio_BT.clamp(low, high)
-    loss_BT = -torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+    if objective == "clip":
+        loss_BT = -torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+    elif objective == "cispo":
+        loss_BT = -clipped_BT.detach() * advantages_BT * policy_BT
+    elif objective == "reinforce":
+        loss_BT = -advantages_BT * policy_BT
+    else:
+        raise UsageError(f"objective is {objective!r}", 'use "clip", "cispo" or "reinforce"')
+    if token_scale_BT is not None:
+        loss_BT = _masked(token_scale_BT, mask_BT) * loss_BT
+    if entropy_coef:
+        if entropy_BT is None:
+            raise UsageError(f"entropy_coef is {entropy_coef} without entropies", "pass entropy_BT with gradient")
+        loss_BT = loss_BT - entropy_coef * _masked(entropy_BT, mask_BT)
     if kl_coef and ref_logprobs_BT is not None:
         ref_BT = _masked(ref_logprobs_BT.detach(), mask_BT)
         loss_BT = loss_BT + kl_coef * kl_term(policy_BT, old_BT, ref_BT, kl_estimator)
     loss = (weights_BT.to(loss_BT.dtype) * loss_BT).sum()
 
     metrics = policy_metrics(
-        policy_logprobs_BT,
-        old_logprobs_BT,
+        (old_BT + gap_BT) if ratio == "sequence" else policy_logprobs_BT,
+        old_BT if ratio == "sequence" else old_logprobs_BT,
         advantages,
         mask_BT,
         clip_low=clip_low,
@@ -193,7 +244,21 @@ def policy_loss(
         ref_logprobs_BT=ref_logprobs_BT,
         entropy_BT=entropy_BT,
     )
+    if ratio == "sequence" and ref_logprobs_BT is not None:  # the KL is a token's affair in any case
+        metrics["ref_kl"] = _tally(
+            kl_term(policy_BT.detach(), old_BT, _masked(ref_logprobs_BT, mask_BT), "k3")[mask_BT]
+        )
     return loss, metrics
+
+
+def _sequence_gap(gap_BT: Tensor, mask_BT: Tensor, rows_BT: Tensor | None) -> Tensor:
+    """Mean log-ratio of a row's trained tokens, at each of them."""
+    if rows_BT is None:
+        if gap_BT.dim() != 2:
+            raise ValueError('ratio "sequence" on packed tokens needs rows_BT')
+        rows_BT = torch.arange(len(gap_BT), device=gap_BT.device)[:, None].expand_as(gap_BT)
+    means_N = row_means(gap_BT.flatten(), rows_BT.flatten(), mask_BT.flatten())
+    return torch.where(mask_BT, means_N.view_as(gap_BT), 0.0)
 
 
 def kl_term(policy_BT: Tensor, old_BT: Tensor, ref_BT: Tensor, estimator: KlEstimator) -> Tensor:
@@ -324,6 +389,25 @@ def state_logprobs(
         hidden_ND, head_VD, ids_N, temperature, rows
     )
     return logprobs_N, entropy_N
+
+
+def state_entropies(
+    hidden_ND: Tensor, head_VD: Tensor, temperature: float = 1.0, chunk_values: int | None = None
+) -> Tensor:
+    """Entropies (N,) of the predictions at these states, with gradient, in nats, fp32: for an entropy bonus.
+
+    Each chunk of logits is made anew in the backward pass. Arguments as in `state_logprobs`, whose own entropies have no
+    gradient and cost nothing.
+    """
+    rows = max(512, 2**21 // len(head_VD)) if chunk_values is None else max(1, chunk_values // len(head_VD))
+
+    def entropies(hidden: Tensor, head: Tensor) -> Tensor:
+        log_p = torch.log_softmax(_fp32(F.linear(hidden, head)) / temperature, dim=-1)
+        return -(log_p.exp() * log_p.clamp(min=-1e4)).sum(dim=-1)
+
+    return torch.cat(
+        [checkpoint(entropies, part, head_VD, use_reentrant=False) for part in torch.split(hidden_ND, rows)]
+    )
 
 
 class _StateLogprobs(torch.autograd.Function):

@@ -41,3 +41,13 @@ print(Transformer(ModelConfig(vocab_size=64, hidden_size=32, num_heads=2, num_la
 def test_a_device_that_is_not_there_is_one_line() -> None:
     with pytest.raises(UsageError, match="device 'tpu' is not available"):
         resolve_device("tpu")
+
+
+def test_what_matrix_products_keep_is_bounded_and_the_users_bound_stays() -> None:
+    told = "import os; from dunwu.model.runtime import prepare_torch; prepare_torch(); "
+    told += "print(*(os.environ[name] for name in ('LRU_CACHE_CAPACITY', 'ONEDNN_PRIMITIVE_CACHE_CAPACITY')))"
+    names = {"LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    for given, wanted in ((bare, "64 64"), (bare | {"LRU_CACHE_CAPACITY": "7"}, "7 64")):
+        done = subprocess.run([sys.executable, "-c", told], env=given, capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[0] == wanted

@@ -131,9 +131,9 @@ def test_a_change_of_the_task_file_is_another_stage(folder: Path, tmp_path: Path
     other = tmp_path / "bang.py"
     other.write_text(TASK.replace("!", "?"))
     config = config_of(folder)
-    keys = [grpo._key(c, folder / "model", 0) for c in (config, replace(config, task=str(other)))]
+    keys = [grpo.stage_key(c, folder / "model", 0) for c in (config, replace(config, task=str(other)))]
     assert keys[0] != keys[1]
-    assert keys[0] == grpo._key(config, folder / "model", 0)
+    assert keys[0] == grpo.stage_key(config, folder / "model", 0)
 
 
 def test_what_cannot_work_is_said_before_anything_begins(folder: Path, tmp_path: Path) -> None:

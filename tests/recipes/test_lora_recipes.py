@@ -38,7 +38,7 @@ from dunwu.recipes.grpo_config import GrpoRunConfig
 from dunwu.recipes.rm_config import RmRunConfig
 from dunwu.recipes.sft_config import SftRunConfig
 from dunwu.train.config import GrpoConfig, SftConfig
-from dunwu.train.grpo import Learner
+from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.reward_model import load_reward_model
 from dunwu.types import UsageError

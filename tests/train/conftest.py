@@ -1,13 +1,16 @@
-"""What the tests of pretraining share."""
+"""What the tests of training share; it makes this folder's helpers importable: pytest's importlib mode does not."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dunwu.data.shards import PackedShards, ShardWriter
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

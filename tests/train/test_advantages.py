@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dunwu.train.advantages import group_advantages, overlong_penalty
+from dunwu.train.reinforce import reinforce_advantages
+from dunwu.train.rloo import leave_one_out
 from dunwu.types import UsageError
 
 # Two groups worked by hand. Group 1: mean 0.5, population std 0.5. Group 2: mean 1, squares 1 1 1 9 -> sum 12,
@@ -173,3 +175,127 @@ def test_overlong_penalty_without_buffer_is_a_step():
 def test_overlong_buffer_must_fit(buffer):
     with pytest.raises(UsageError, match="buffer"):
         overlong_penalty(5, max_tokens=10, buffer=buffer)
+
+
+# ---- the four baselines ---------------------------------------------------------------------------
+
+BASELINES = ["group", "leave-one-out", "batch", "none"]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        ("group", CENTRED_PG),
+        # Each against the mean of the three others: 1 − 1/3, 0 − 2/3; 0 − 4/3, 4 − 0.
+        ("leave-one-out", [[2 / 3, -2 / 3, 2 / 3, -2 / 3], [-4 / 3, -4 / 3, -4 / 3, 4.0]]),
+        ("batch", [[0.25, -0.75, 0.25, -0.75], [-0.75, -0.75, -0.75, 3.25]]),
+        ("none", REWARDS_PG),
+    ],
+)
+@pytest.mark.parametrize("std_normalize", ["none", "batch"])
+def test_the_four_baselines_by_hand(baseline, expected, std_normalize):
+    advantages_PG, stats = group_advantages(REWARDS_PG, std_normalize, std_eps=0.5, baseline=baseline)
+    scale = math.sqrt(1.6875) + 0.5 if std_normalize == "batch" else 1.0
+    for advantages, row in zip(advantages_PG, expected, strict=True):
+        assert advantages == pytest.approx([a / scale for a in row], rel=1e-12)
+    assert stats.reward_mean == 0.75 and stats.informative_P == (True, True)
+
+
+def test_leave_one_out_is_trls_and_the_mean_of_the_others():
+    """TRL's RLOOTrainer: baselines = (Σ r − r) / (scorable − 1), over the scored siblings only; what is missing gets 0 there,
+    None here."""
+    rewards = torch.tensor([[0.3, math.nan, 1.0, -2.0], [0.5, 0.25, 0.0, 4.0]], dtype=torch.float64)
+    count = (~rewards.isnan()).sum(1, keepdim=True)
+    theirs = (rewards - (rewards.nansum(1, keepdim=True) - rewards) / (count - 1)).nan_to_num(0.0)
+    ours, _ = group_advantages(rewards.tolist(), "none", baseline="leave-one-out")
+    assert [[0.0 if a is None else a for a in row] for row in ours] == [pytest.approx(row) for row in theirs.tolist()]
+    assert ours[0][1] is None
+    row = rewards[1].tolist()
+    brute = [r - statistics.fmean(row[:i] + row[i + 1 :]) for i, r in enumerate(row)]
+    assert leave_one_out(row) == pytest.approx(brute, rel=1e-12)
+    mean = statistics.fmean(row)
+    assert leave_one_out(row) == pytest.approx([4 / 3 * (r - mean) for r in row], rel=1e-12)
+
+
+@pytest.mark.parametrize("reward", [0.1, 0.3, 0.7, -0.9])
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 10])
+@pytest.mark.parametrize("baseline", ["group", "leave-one-out", "batch"])
+@pytest.mark.parametrize("std_normalize", ["none", "group", "batch"])
+def test_equal_rewards_are_exactly_zero_under_every_baseline(reward, size, baseline, std_normalize):
+    advantages_PG, _ = group_advantages([[reward] * size] * 3, std_normalize, std_eps=0.0, baseline=baseline)
+    assert advantages_PG == [[0.0] * size] * 3
+
+
+def test_without_a_baseline_the_reward_itself_teaches():
+    assert group_advantages([[0.1] * 8], baseline="none")[0] == [[0.1] * 8]
+    assert group_advantages([[1.0], [0.0]], "none", baseline="batch")[0] == [[0.5], [-0.5]]  # a singleton has the batch
+    assert group_advantages([[1.0], [0.0]], "none", baseline="leave-one-out")[0] == [[0.0], [0.0]]
+    assert reinforce_advantages([]) == [] and leave_one_out([]) == []
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf])
+def test_a_missing_reward_is_in_no_baseline(baseline, missing):
+    with_hole, stats = group_advantages([[1.0, missing, 0.0, 5.0], [missing], [2.0, 3.0]], "none", baseline=baseline)
+    without, _ = group_advantages([[1.0, 0.0, 5.0], [], [2.0, 3.0]], "none", baseline=baseline)
+    assert with_hole == [[without[0][0], None, *without[0][1:]], [None], without[2]]
+    assert (stats.scored, stats.excluded, stats.unscored_groups) == (5, 2, 1)
+
+
+@given(
+    st.lists(st.lists(REWARD, max_size=6), max_size=4),
+    st.sampled_from(["none", "group", "batch"]),
+    st.sampled_from(BASELINES),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_samples_and_groups_means_nothing(rewards_PG, std_normalize, baseline, dice):
+    plain, _ = group_advantages(rewards_PG, std_normalize, baseline=baseline)
+    places = [[(p, g) for g in range(len(row))] for p, row in enumerate(rewards_PG)]
+    for row in places:
+        dice.shuffle(row)
+    dice.shuffle(places)
+    shuffled, _ = group_advantages(
+        [[rewards_PG[p][g] for p, g in row] for row in places], std_normalize, baseline=baseline
+    )
+    for row, found in zip(places, shuffled, strict=True):
+        assert found == [plain[p][g] for p, g in row]  # math.fsum: to the last bit
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=8), st.floats(-5, 5))
+def test_a_shift_of_all_rewards_is_seen_by_no_baseline(rewards, shift):
+    for baseline in ("group", "leave-one-out", "batch"):
+        a, b = (
+            group_advantages([row], "none", baseline=baseline)[0][0] for row in (rewards, [r + shift for r in rewards])
+        )
+        assert a == pytest.approx(b, abs=1e-9)
+    a, b = reinforce_advantages(rewards), leave_one_out(rewards)
+    n = len(rewards)
+    assert [n / (n - 1) * x for x in a] == pytest.approx(b, abs=1e-9)
+
+
+def test_a_baseline_that_leaves_the_sample_out_is_unbiased_and_the_groups_is_short_by_a_share():
+    """E[A ∇ log π] over all pairs of two samples of a policy of three actions, exactly: RLOO has the gradient of the
+    expected reward, the group's mean (G − 1)/G of it, REINFORCE without a baseline again all of it."""
+    theta = torch.tensor([0.2, -0.4, 0.9], dtype=torch.float64, requires_grad=True)
+    rewards = [1.0, 3.0, 0.5]
+    log_p = torch.log_softmax(theta, 0)
+    (true,) = torch.autograd.grad(
+        (log_p.exp() * torch.tensor(rewards, dtype=torch.float64)).sum(), theta, retain_graph=True
+    )
+
+    def expected(baseline):
+        total = torch.zeros((), dtype=torch.float64)
+        for i in range(3):
+            for j in range(3):
+                (a, b), *_ = group_advantages([[rewards[i], rewards[j]]], "none", baseline=baseline)[0]
+                total = total + (log_p[i] + log_p[j]).exp().detach() * (a * log_p[i] + b * log_p[j]) / 2
+        return torch.autograd.grad(total, theta, retain_graph=True)[0]
+
+    torch.testing.assert_close(expected("leave-one-out"), true, rtol=0, atol=1e-12)
+    torch.testing.assert_close(expected("none"), true, rtol=0, atol=1e-12)
+    torch.testing.assert_close(expected("group"), true / 2, rtol=0, atol=1e-12)
+
+
+def test_bad_baselines_are_named():
+    with pytest.raises(UsageError, match="baseline"):
+        group_advantages([[1.0, 0.0]], baseline="median")

@@ -20,10 +20,12 @@ from dunwu.model.config import ModelConfig
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.engine import Engine
 from dunwu.tasks.countdown import Countdown, CountdownConfig
-from dunwu.train import grpo as grpo_module
+from dunwu.train import update as update_module
 from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
+from dunwu.train.collect import collect, group_metrics, rows_of, with_advantages
 from dunwu.train.config import GrpoConfig
-from dunwu.train.grpo import Learner, collect, grpo, rows_of, update, with_advantages
+from dunwu.train.grpo import grpo, update
+from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.rows import Row, micro_batches
 from dunwu.train.steps import TrainStep
@@ -226,13 +228,13 @@ def test_logprobs_sit_at_the_right_places(tokenizer: Tokenizer, temperature: flo
 def losses_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     """(policy logprobs, old logprobs) of every call of the loss."""
     calls: list[tuple[Tensor, Tensor]] = []
-    original = grpo_module.policy_loss
+    original = update_module.policy_loss
 
     def spy(policy: Tensor, old: Tensor, *args: Any, **named: Any) -> Any:
         calls.append((policy.detach().clone(), old.clone()))
         return original(policy, old, *args, **named)
 
-    monkeypatch.setattr(grpo_module, "policy_loss", spy)
+    monkeypatch.setattr(update_module, "policy_loss", spy)
     return calls
 
 
@@ -448,7 +450,7 @@ def test_a_verdict_without_a_reward_is_no_zero(fault: Any) -> None:
     group = with_advantages([group_of(1.0, 0.0, 0.5, fault)], config)[0]
     rows = rows_of([group], config)
     assert [row.advantage for row in rows] == [0.5, -0.5, 0.0]
-    metrics = grpo_module.group_metrics([group])
+    metrics = group_metrics([group])
     assert metrics["grpo/verifier_errors"] == 1.0
     assert metrics["grpo/reward"] == metrics["grpo/reward/accuracy"] == 0.5
 
@@ -631,7 +633,7 @@ def test_a_frozen_tensor_shows_in_the_share_that_moved(tokenizer: Tokenizer) -> 
 
 
 def test_lengths_and_truncation_are_means_over_all_rollouts() -> None:
-    metrics = grpo_module.group_metrics([group_of(1.0, 0.0, "error", 1.0, cut=[1])])
+    metrics = group_metrics([group_of(1.0, 0.0, "error", 1.0, cut=[1])])
     assert metrics["grpo/length"] == (3 + 4 + 5 + 6) / 4
     assert metrics["grpo/truncated"] == 0.25
     assert metrics["grpo/reward"] == pytest.approx(2 / 3)
