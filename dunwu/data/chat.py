@@ -20,30 +20,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dunwu.data.chat_rows import END_THINK, THINK, UnusableRow, chat_of, parse_reply, preference_of, row_of
+from dunwu.data.chat_rows import END_THINK, THINK, UnusableRow, chat_of, parse_reply, preference_of, ranking_of, row_of
 from dunwu.data.tokenizer import TAGS, TURN_END, TURN_START, Tokenizer
 from dunwu.disk import write_atomically
-from dunwu.types import ChatExample, DunwuError, Message, Preference, Problem
+from dunwu.types import ChatExample, DunwuError, Message, Preference, Problem, Ranking
 
 __all__ = [
     "BadRow",
     "Encoded",
     "each_chat",
     "each_preference",
+    "each_ranking",
     "encode_conversation",
     "encode_prompt",
     "parse_reply",
     "prompt_ids",
     "read_chat",
     "read_preferences",
+    "read_rankings",
     "render_conversation",
     "render_prompt",
     "require_turns",
     "write_chat",
     "write_preferences",
+    "write_rankings",
 ]
 
-Row = TypeVar("Row", ChatExample, Preference)
+Row = TypeVar("Row", ChatExample, Preference, Ranking)
 _TAG = re.compile("(" + "|".join(map(re.escape, TAGS)) + ")")
 
 
@@ -195,6 +198,15 @@ def read_preferences(path: Path) -> tuple[list[Preference], list[BadRow]]:
     return _sorted_out(each_preference(path))
 
 
+def read_rankings(path: Path) -> tuple[list[Ranking], list[BadRow]]:
+    """Ranked replies of a file, like `read_chat`; rows have `replies`, best first, and a list among them is a tie.
+
+    Raises:
+        DunwuError: the file cannot be read.
+    """
+    return _sorted_out(each_ranking(path))
+
+
 def each_chat(path: Path) -> Iterator[tuple[int, ChatExample | BadRow]]:
     """(line, conversation or why not) of every row, streamed; see `read_chat`."""
     return _each(Path(path), chat_of)
@@ -203,6 +215,11 @@ def each_chat(path: Path) -> Iterator[tuple[int, ChatExample | BadRow]]:
 def each_preference(path: Path) -> Iterator[tuple[int, Preference | BadRow]]:
     """(line, pair or why not) of every row, streamed; see `read_preferences`."""
     return _each(Path(path), preference_of)
+
+
+def each_ranking(path: Path) -> Iterator[tuple[int, Ranking | BadRow]]:
+    """(line, ranking or why not) of every row, streamed; see `read_rankings`."""
+    return _each(Path(path), ranking_of)
 
 
 def write_chat(path: Path, rows: Sequence[ChatExample]) -> None:
@@ -215,7 +232,12 @@ def write_preferences(path: Path, rows: Sequence[Preference]) -> None:
     _write(Path(path), rows)
 
 
-def _write(path: Path, rows: Sequence[ChatExample | Preference]) -> None:
+def write_rankings(path: Path, rows: Sequence[Ranking]) -> None:
+    """Write rankings, one a line, whole or not at all."""
+    _write(Path(path), rows)
+
+
+def _write(path: Path, rows: Sequence[ChatExample | Preference | Ranking]) -> None:
     write_atomically(path, "".join(json.dumps(row_of(row), ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -5,6 +5,7 @@
     Alpaca    {"instruction", "input"?, "output", "system"?, "history"?: [[question, answer]…]}
     pairs     {"messages" or "prompt", "chosen", "rejected"}; each side a text, a message or a list of messages, and
               without a prompt the two sides are whole conversations that differ in their last message
+    rankings  {"messages" or "prompt", "replies": [best … worst]}; each reply a text or a message, a list of them a tie
 
 A reply that begins with <think>…</think> has its thinking taken out of the content. Not covered: tool calls, images.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from dunwu.types import ChatExample, Message, Preference, Role
+from dunwu.types import ChatExample, Message, Preference, Ranking, Role
 
 THINK, END_THINK = "<think>", "</think>"
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -83,12 +84,46 @@ def preference_of(row: object) -> Preference:
     replies = [_reply_after(prompt, messages, side) for side, messages in (("chosen", chosen), ("rejected", rejected))]
     if replies[0] == replies[1]:
         raise UnusableRow("chosen and rejected are the same")
-    if prompt[-1].role not in ("user", "tool"):
-        raise UnusableRow(f"the prompt ends with the {prompt[-1].role}'s turn, so nothing is asked")
-    return Preference(_checked(prompt), replies[0], replies[1], _meta(record))
+    return Preference(_question(prompt), replies[0], replies[1], _meta(record))
 
 
-def row_of(example: ChatExample | Preference) -> dict[str, Any]:
+def ranking_of(row: object) -> Ranking:
+    """The ranked replies of one row.
+
+    Raises:
+        UnusableRow: with the reason.
+
+    Example:
+        >>> ranking_of({"prompt": "hi", "replies": ["Hello!", ["Hi.", "Hey."], "What?"]}).ranks
+        (0, 1, 1, 2)
+    """
+    record = _object(row)
+    if "replies" not in record:
+        raise UnusableRow("no field 'replies'")
+    prompt, given = _prompt(record), record["replies"]
+    if not prompt:
+        raise UnusableRow("no prompt: neither 'messages' nor 'prompt'")
+    if not isinstance(given, list):
+        raise UnusableRow(f"'replies' is {_kind(given)}, not a list, best first")
+    replies: list[Message] = []
+    ranks: list[int] = []
+    for rank, place in enumerate(given):
+        for value in place if isinstance(place, list) else [place]:
+            name = f"reply {len(replies) + 1}"
+            if isinstance(value, list):
+                raise UnusableRow(f"{name} is a list within a tie")
+            replies.append(_reply_after(prompt, _side(value, name), name))
+            ranks.append(rank)
+    if len(set(ranks)) < 2:
+        raise UnusableRow(f"{len(replies)} replies of one rank: nothing is better or worse")
+    for number, reply in enumerate(replies):
+        if reply in replies[:number]:
+            raise UnusableRow(f"replies {replies.index(reply) + 1} and {number + 1} are the same")
+    dense = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
+    return Ranking(_question(prompt), tuple(replies), tuple(dense[rank] for rank in ranks), _meta(record))
+
+
+def row_of(example: ChatExample | Preference | Ranking) -> dict[str, Any]:
     """The row our own form writes; read again it is the same example.
 
     Example:
@@ -98,6 +133,11 @@ def row_of(example: ChatExample | Preference) -> dict[str, Any]:
     row: dict[str, Any] = {"messages": [_message_row(message) for message in example.messages]}
     if isinstance(example, Preference):
         row |= {"chosen": _message_row(example.chosen), "rejected": _message_row(example.rejected)}
+    if isinstance(example, Ranking):
+        places: list[list[dict[str, str]]] = [[] for _ in set(example.ranks)]
+        for rank, reply in zip(example.ranks, example.replies, strict=True):
+            places[rank].append(_message_row(reply))
+        row["replies"] = [place if len(place) > 1 else place[0] for place in places]
     return row | {"meta": dict(example.meta)}
 
 
@@ -204,7 +244,14 @@ def _system(record: Mapping[str, Any]) -> list[Message]:
     return [] if text is None or text == "" else [Message("system", _text(text, "system"))]
 
 
-# ---- pairs
+# ---- pairs and rankings
+
+
+def _question(prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt that ends with something asked."""
+    if prompt[-1].role not in ("user", "tool"):
+        raise UnusableRow(f"the prompt ends with the {prompt[-1].role}'s turn, so nothing is asked")
+    return _checked(prompt)
 
 
 def _prompt(record: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -7,6 +7,7 @@
 * Expected calibration error: Σ n_bin / n · |mean p − share| over the bins (Guo et al. 2017, eq. 3).
 * Length: correlation of score and length, and accuracy where the chosen reply is the shorter one. A model that has only
   learned "longer is better" is near 0 there.
+* A ranking is reported as all its pairs, which are one cluster, with Kendall's τ and whether its best reply scores highest.
 * Truth: pairs whose true utilities are equal have no right order; they are left out and counted.
 
 Not covered: recalibration (temperature scaling), significance of a difference between two models.
@@ -214,6 +215,63 @@ def pairwise_report(pairs: Sequence[ScoredPair], bins: int = 5) -> dict[str, Any
     if known:
         report["agreement"] = truth_agreement(known)
     return report
+
+
+@dataclass(frozen=True)
+class ScoredRanking:
+    """One held-out ranking as the model saw it; all fields go along the replies, best first."""
+
+    scores: Sequence[float]
+    """Score of each reply."""
+    ranks: Sequence[int]
+    """0 is best; equal ranks are ties."""
+    lengths: Sequence[int]
+    """Tokens the model saw."""
+    conversation: Hashable = None
+    """Rankings of equal conversations are one cluster; None: a cluster of its own."""
+    truth: Sequence[float] | None = None
+    """True utilities, where the world knows them."""
+
+    def pairs(self, number: int) -> list[ScoredPair]:
+        """Every two replies that are not tied; `number` names the cluster if no conversation does."""
+        cluster = ("ranking", number) if self.conversation is None else self.conversation
+        places = range(len(self.ranks))
+        return [
+            ScoredPair(
+                self.scores[b],
+                self.scores[w],
+                self.lengths[b],
+                self.lengths[w],
+                cluster,
+                None if self.truth is None else (self.truth[b], self.truth[w]),
+            )
+            for b in places
+            for w in places
+            if self.ranks[b] < self.ranks[w]
+        ]
+
+
+def ranking_report(rankings: Sequence[ScoredRanking], bins: int = 5) -> dict[str, Any]:
+    """`pairwise_report` of all pairs, and of the rankings: `kendall`, the mean of (pairs in order − pairs out of order) /
+    pairs, equal scores being neither; `best_first`, the share in which a best reply has the highest score, alone.
+
+    Raises:
+        ValueError: no rankings.
+
+    Example:
+        >>> report = ranking_report([ScoredRanking([0.2, 0.9, 0.1], [0, 1, 2], [5, 5, 5])])
+        >>> round(report["kendall"], 4), report["best_first"]["value"], round(report["accuracy"]["value"], 4)
+        (0.3333, 0.0, 0.6667)
+    """
+    pairs = [ranking.pairs(number) for number, ranking in enumerate(rankings)]
+    report = pairwise_report([pair for group in pairs for pair in group], bins)
+    orders = [math.fsum((p.margin > 0) - (p.margin < 0) for p in group) / len(group) for group in pairs]
+    clusters = [n if ranking.conversation is None else (ranking.conversation,) for n, ranking in enumerate(rankings)]
+    first = [
+        max(r.scores) > max((s for s, rank in zip(r.scores, r.ranks) if rank > 0), default=-math.inf) for r in rankings
+    ]
+    also = {"rankings": len(rankings), "kendall": math.fsum(orders) / len(orders)}
+    return report | also | {"best_first": accuracy(first, clusters).as_json()}
 
 
 def _pair_accuracy(pairs: Sequence[ScoredPair]) -> Interval:

@@ -3,8 +3,9 @@
     reward = w_helpful · helpful + w_safety · safety + w_format · format + w_language · language
 
 `helpful` is the pairwise model's score in standard deviations of its calibration set, `safety` the pointwise model's
-probability; format and language are the wrapped task's own. What the wrapped task knows of the truth stays on record
-under `truth/…` and never counts, so that proxy and truth can be compared.
+probability; format and language are the wrapped task's own. Either model may be an `Ensemble`. What the wrapped task knows of
+the truth stays on record under `truth/…` and never counts, so that proxy and truth can be compared; nor does an ensemble's
+disagreement about `helpful`, which is beside it, unless it combines by "uncertainty".
 
 Not covered: reasoning prompts, which rules judge (R1 gives them no neural reward, since it would be hacked).
 """
@@ -13,14 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dunwu.data.chat import parse_reply
-from dunwu.train.reward_model import Scorer, probability
+from dunwu.train.ensemble import Ensemble, Scoring
+from dunwu.train.reward_model import probability
 from dunwu.types import Message, Problem, Task, UsageError, Verdict
 
 HELPFUL, SAFETY, TRUTH = "preference/helpful", "preference/safety", "truth/"
 """Names of the rewards on record."""
+DISAGREEMENT = "preference/disagreement"
+"""Standard deviation of `helpful` over an ensemble's members."""
 KEPT = ("format", "language")
 """Rewards of the wrapped task that count here too."""
 
@@ -54,8 +58,8 @@ class PreferenceTask:
     def __init__(
         self,
         task: Task,
-        helpful: Scorer | None,
-        safety: Scorer | None = None,
+        helpful: Scoring | None,
+        safety: Scoring | None = None,
         weights: PreferenceWeights | None = None,
         names: Collection[str] = (),
     ) -> None:
@@ -99,10 +103,16 @@ class PreferenceTask:
         ]
         replies = [parse_reply(completions[n].strip()) for n in judged]
         talks = [[*_asked(problems[n]), reply] for n, reply in zip(judged, replies, strict=True)]
-        helpful = self.helpful.score(talks) if self.helpful else [math.nan] * len(talks)
+        spread: list[float | None] = [None] * len(talks)
+        if isinstance(self.helpful, Ensemble):
+            helpful, spread[:] = self.helpful.judged(talks)
+        else:
+            helpful = self.helpful.score(talks) if self.helpful else [math.nan] * len(talks)
         safety = self.safety.score(talks) if self.safety else [math.nan] * len(talks)
-        for n, reply, likes, safe in zip(judged, replies, helpful, safety, strict=True):
+        for n, reply, likes, apart, safe in zip(judged, replies, helpful, spread, safety, strict=True):
             verdicts[n] = self._verdict(verdicts[n], bool(reply.content.strip()), likes, safe)
+            if apart is not None and HELPFUL in verdicts[n].rewards:
+                verdicts[n] = replace(verdicts[n], rewards={**verdicts[n].rewards, DISAGREEMENT: apart})
         return verdicts
 
     def _verdict(self, truth: Verdict, said_something: bool, likes: float, safe: float) -> Verdict:

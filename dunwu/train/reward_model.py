@@ -30,7 +30,8 @@ from dunwu.model.hf import read_config, save_folder, stored_dtype
 from dunwu.model.hf_config import from_hf_config, to_hf_config
 from dunwu.model.hf_weights import fill, in_files, is_spare, stored_in, unfilled
 from dunwu.model.transformer import Transformer
-from dunwu.train.rm_config import Kind, View
+from dunwu.native.train import Segment
+from dunwu.train.rm_config import Says, View
 from dunwu.types import DunwuError, Message
 
 MEANING = "reward_model.json"
@@ -77,8 +78,10 @@ class RewardModel(nn.Module):
     def forward(self, ids_BT: Tensor, last_B: Tensor) -> Tensor:
         """Scores (B,) in fp32, each read at column `last_B` of its row; what stands behind it does not matter."""
         hidden_BTD = self.backbone.hidden(ids_BT)
-        last_BD = hidden_BTD[torch.arange(len(ids_BT), device=ids_BT.device), last_B]
-        # fp32: in bf16 two scores near 4 would be equal unless they differ by 0.03.
+        return self.head(hidden_BTD[torch.arange(len(ids_BT), device=ids_BT.device), last_B])
+
+    def head(self, last_BD: Tensor) -> Tensor:
+        """Scores (B,) of last states, in fp32: in bf16 two near 4 would be equal unless they differ by 0.03."""
         return F.linear(last_BD.float(), self.score.weight.float())[:, 0]
 
 
@@ -86,14 +89,23 @@ class RewardModel(nn.Module):
 class Meaning:
     """What the scores of a saved reward model mean."""
 
-    kind: Kind = "pairwise"
+    kind: Says = "pairwise"
     """"pairwise": differences of scores are log-odds of being preferred; "pointwise": the score is the log-odds of good."""
     view: View = "whole"
     """What of a reply is seen."""
     mean: float = 0.0
-    """Mean score over the replies it was calibrated on."""
+    """What counts as 0: the mean score over the replies it was calibrated on, or over the best of them."""
     std: float = 1.0
-    """Standard deviation of the same."""
+    """Standard deviation of the scores of all of them."""
+
+    def normal(self, score: float) -> float:
+        """A score in standard deviations from the mean.
+
+        Example:
+            >>> Meaning(mean=1.0, std=2.0).normal(4.0)
+            1.5
+        """
+        return (score - self.mean) / self.std
 
 
 # ---- scoring --------------------------------------------------------------------------------
@@ -120,6 +132,39 @@ def batch_scores(model: RewardModel, texts: Sequence[Sequence[int]]) -> Tensor:
     device = model.score.weight.device
     scores: Tensor = model(ids.to(device), torch.tensor([len(text) - 1 for text in texts], device=device))
     return scores
+
+
+def family_scores(model: RewardModel, families: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Scores (B,) of all texts of all families, with gradient: those of `batch_scores`.
+
+    Where the model is computed natively, what the texts of a family begin with alike (the prompt of several replies) stands
+    once and nothing is padded: K replies cost little more than the tokens of their own.
+    """
+    if not model.backbone.native:
+        return batch_scores(model, [text for family in families for text in family])
+    ids: list[int] = []
+    segments: list[Segment] = []
+    last: list[int] = []
+    for family in families:
+        shared = _shared(family) if len(family) > 1 else 0
+        root = (len(ids), len(ids) + shared) if shared else (0, 0)
+        if shared:
+            segments.append(Segment(*root))
+            ids += family[0][:shared]
+        for text in family:
+            segments.append(Segment(len(ids), len(ids) + len(text) - shared, *root))
+            ids += text[shared:]
+            last.append(len(ids) - 1)
+    states_ND = model.backbone.packed(torch.tensor(ids), segments)
+    return model.head(states_ND.index_select(0, torch.tensor(last)))
+
+
+def _shared(family: Sequence[Sequence[int]]) -> int:
+    """How many ids all texts begin with alike, short of the whole of any."""
+    texts = [tuple(text) for text in family]
+    first, last = min(texts), max(texts)  # in dictionary order, so what these share all share
+    alike = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return min(alike, min(map(len, texts)) - 1)
 
 
 def score_ids(model: RewardModel, texts: Sequence[Sequence[int]], micro_tokens: int = 16_384) -> list[float]:
@@ -167,18 +212,24 @@ class Scorer:
 
     def normalised(self, scores: Sequence[float]) -> list[float]:
         """Scores in standard deviations from the mean of the replies the model was calibrated on."""
-        return [(score - self.meaning.mean) / self.meaning.std for score in scores]
+        return [self.meaning.normal(score) for score in scores]
 
 
-def calibrated(meaning: Meaning, scores: Sequence[float]) -> Meaning:
+def calibrated(meaning: Meaning, scores: Sequence[float], best: Sequence[float] = ()) -> Meaning:
     """`meaning` with mean and standard deviation of these scores (of a calibration set; std 1 if they are all equal).
+
+    Args:
+        best: scores whose mean shall be 0 instead, as those of InstructGPT's demonstrations (arXiv 2203.02155, 3.5).
 
     Example:
         >>> calibrated(Meaning(), [1.0, 3.0])
         Meaning(kind='pairwise', view='whole', mean=2.0, std=1.0)
+        >>> calibrated(Meaning(), [1.0, 3.0], best=[3.0]).normal(3.0)
+        0.0
     """
     spread = pstdev(scores) if scores else 0.0
-    return replace(meaning, mean=fmean(scores) if scores else 0.0, std=spread or 1.0)
+    centre = best or scores
+    return replace(meaning, mean=fmean(centre) if centre else 0.0, std=spread or 1.0)
 
 
 def probability(score: float) -> float:
@@ -245,6 +296,6 @@ def _load_meaning(file: Path) -> Meaning:
         meaning = Meaning(record["kind"], record["view"], float(record["mean"]), float(record["std"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DunwuError(f"{file} is damaged: {error}", "copy or build the reward model again") from error
-    if meaning.kind not in get_args(Kind) or meaning.view not in get_args(View) or not meaning.std > 0:
+    if meaning.kind not in get_args(Says) or meaning.view not in get_args(View) or not meaning.std > 0:
         raise DunwuError(f"{file} says {meaning}", "kind is pairwise or pointwise, view summary or whole, std above 0")
     return meaning

@@ -10,7 +10,7 @@ Legend: B rows, T tokens, N trained tokens of a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from torch import Tensor
 from dunwu.model.moe import Routing
 from dunwu.model.transformer import Transformer
 from dunwu.native.train import Segment
-from dunwu.train.config import GrpoConfig
-from dunwu.train.losses import state_logprobs, token_weights
+from dunwu.train.config import PolicyConfig
+from dunwu.train.losses import state_entropies, state_logprobs, token_weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Row:
     """Number of the problem."""
     routing: NDArray[Any] | None = field(default=None, compare=False)
     """(tokens - 1, layers, K) experts of every token that is put in, to be used again; None to choose anew."""
+    place: int = 0
+    """Number among the problem's samples."""
 
     @property
     def completion_length(self) -> int:
@@ -58,8 +60,18 @@ class MicroBatch:
     advantages_N: Tensor
     sampler_N: Tensor
     weights_N: Tensor
+    rows: tuple[int, ...]
+    """Which rows of the update they are, in this order."""
+    rows_N: Tensor
+    """Place in `rows` of the row that each completion token belongs to."""
     routing: Tensor | None = None
     """(all tokens, layers, K) experts to be used: the sampler's, so that both compute with the same ones."""
+    old_N: Tensor | None = None
+    """Log-probabilities under the policy before the step's first update, where they are known."""
+    returns_N: Tensor | None = None
+    """What the critic is to learn."""
+    values_N: Tensor | None = None
+    """What it said before the step's first update."""
 
     def states(self, model: Transformer) -> Tensor:
         """(N, D) final states from which the completion tokens are predicted."""
@@ -68,13 +80,32 @@ class MicroBatch:
             return model.packed(self.ids[0], self.segments, routing=routing).index_select(0, self.places_N)
         return model.hidden(self.ids, routing=routing).flatten(0, 1).index_select(0, self.places_N)
 
-    def logprobs(self, model: Transformer, temperature: float) -> tuple[Tensor, Tensor]:
-        """(logprobs (N,) with gradient, entropies (N,)) of the completion tokens."""
-        return state_logprobs(self.states(model), model.head_weight, self.targets_N, temperature)
+    def logprobs(
+        self, model: Transformer, temperature: float, states_ND: Tensor | None = None, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(logprobs (N,) with gradient, entropies (N,)) of the completion tokens.
+
+        Args:
+            states_ND: `states(model)`, if the caller has them.
+            entropy_gradient: the entropies have a gradient too.
+        """
+        states_ND = self.states(model) if states_ND is None else states_ND
+        logprobs_N, entropy_N = state_logprobs(states_ND, model.head_weight, self.targets_N, temperature)
+        return logprobs_N, state_entropies(states_ND, model.head_weight, temperature) if entropy_gradient else entropy_N
+
+    def by_row(self, values_N: Tensor) -> list[tuple[int, Tensor]]:
+        """(row of the update, its part of `values_N`) for every row here."""
+        lengths = torch.bincount(self.rows_N, minlength=len(self.rows)).tolist()
+        return list(zip(self.rows, torch.split(values_N, lengths)))
+
+    def filled(self, **tokens: Sequence[Tensor]) -> MicroBatch:
+        """This batch with fields such as `advantages_N` taken from tensors by row of the update."""
+        parts = {name: torch.cat([rows[b] for b in self.rows]).to(self.ids.device) for name, rows in tokens.items()}
+        return replace(self, **parts)  # type: ignore[arg-type]
 
 
 def micro_batches(
-    rows: Sequence[Row], config: GrpoConfig, device: torch.device, trees: bool = False
+    rows: Sequence[Row], config: PolicyConfig, device: torch.device, trees: bool = False
 ) -> list[MicroBatch]:
     """Cut the rows of one optimizer update into batches of at most `config.micro_tokens` tokens.
 
@@ -179,5 +210,7 @@ def _micro_batch(
         torch.tensor([row.advantage for row in parts for _ in range(row.completion_length)], device=device),
         torch.tensor([logprob for row in parts for logprob in row.sampler_logprobs], device=device),
         torch.cat([weights_BT[b, : rows[b].completion_length] for b in chosen]).to(device),
+        tuple(chosen),
+        torch.tensor([n for n, row in enumerate(parts) for _ in range(row.completion_length)], device=device),
         torch.from_numpy(np.concatenate(known)).to(device) if len(known) == len(routing) and known else None,
     )

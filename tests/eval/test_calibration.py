@@ -11,12 +11,14 @@ import pytest
 
 from dunwu.eval.calibration import (
     ScoredPair,
+    ScoredRanking,
     accuracy,
     correlation,
     expected_calibration_error,
     pair_reliability,
     pairwise_report,
     pointwise_report,
+    ranking_report,
     reliability,
     sigmoid,
     spearman,
@@ -135,3 +137,33 @@ def test_pointwise_report_by_hand() -> None:
     assert one_sided["accuracy_bad"] is None and one_sided["majority"] == 1.0
     with pytest.raises(ValueError):
         pointwise_report([1.0], [], [])
+
+
+def test_a_ranking_is_reported_as_its_pairs() -> None:
+    tied = ScoredRanking([3.0, 1.0, 1.0, 2.0], [0, 0, 1, 2], [9, 5, 7, 3], "a", [1.0, 0.8, 0.8, 0.1])
+    plain = ScoredRanking([0.5, 0.5, 0.7], [0, 1, 2], [4, 6, 8], "b", [0.9, 0.2, 0.4])
+    report = ranking_report([tied, plain])
+    # "a": 3>1, 3>2 right, 1=1 neither, 1<2 and 1<2 wrong; "b": one equal, two wrong
+    places = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    expected = [
+        ScoredPair(r.scores[b], r.scores[w], r.lengths[b], r.lengths[w], r.conversation, (r.truth[b], r.truth[w]))
+        for r, pairs in ((tied, places), (plain, [(0, 1), (0, 2), (1, 2)]))
+        for b, w in pairs
+        if r.truth is not None
+    ]
+    assert report | pairwise_report(expected) == report and report["pairs"] == 8 and report["rankings"] == 2
+    assert report["accuracy"]["value"] == pytest.approx((2 / 5 + 0) / 2) and report["accuracy"]["n"] == 2
+    assert report["kendall"] == pytest.approx((0.0 + -2 / 3) / 2) and report["equal_scores"] == 2
+    assert report["best_first"]["value"] == 0.5 and report["agreement"]["ties"] == 1
+    assert report["chosen_shorter"] is not None and json.loads(json.dumps(report)) == report
+    with pytest.raises(ValueError):
+        ranking_report([])
+
+
+def test_kendall_equals_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    dice = Random(3)
+    for _ in range(20):
+        scores = [dice.random() for _ in range(6)]
+        report = ranking_report([ScoredRanking(scores, range(6), [1] * 6)])
+        assert report["kendall"] == pytest.approx(stats.kendalltau(scores, [-n for n in range(6)]).statistic)

@@ -19,6 +19,7 @@ from dunwu.log import Run, read_metrics
 from dunwu.recipes import rm
 from dunwu.recipes.rm_config import RM_PRESETS, RmRunConfig
 from dunwu.store import Artifact
+from dunwu.train.ensemble import Ensemble
 from dunwu.train.reward_model import Scorer, load_reward_model
 from dunwu.types import DunwuError, Message, UsageError
 
@@ -58,6 +59,20 @@ def labelled(count: int, seed: int = 0) -> list[dict[str, Any]]:
         thought = "Gladly." if safe else "Go away."
         reply = {"role": "assistant", "content": "The cup.", "reasoning_content": thought}
         rows.append({"messages": [{"role": "user", "content": f"Tell me {n % 60}."}, reply], "meta": {"safe": safe}})
+    return rows
+
+
+def rankings(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Polite, then curt, then rude; in every fourth row the two last are tied."""
+    dice = Random(seed)
+    rows = []
+    for n in range(count):
+        a, b = dice.choice(THINGS), dice.choice(THINGS)
+        replies: list[Any] = [f"Gladly, of {b}.", f"Of {b}.", f"Go away, no {a}."]
+        if n % 4 == 0:
+            replies = [replies[0], replies[1:]]
+        row = {"messages": [{"role": "user", "content": f"Tell me of {a} and {b} {n % 50}."}], "replies": replies}
+        rows.append(row | {"meta": {"truth": [0.9, 0.5, 0.1]}})
     return rows
 
 
@@ -129,12 +144,94 @@ def test_labels_become_a_safety_model_that_reads_thoughts(tmp_path: Path, start:
     assert made(blind).meta["metrics"]["accuracy"] < 0.75  # the summaries are all alike
 
 
-@pytest.mark.parametrize("moment", [7, 19])
-def test_a_killed_run_resumes_to_the_same_bits(
-    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch, moment: int
-) -> None:
-    data = write(tmp_path / "pairs.jsonl", pairs(380))
+def test_rankings_become_a_model_that_judges_pairs(tmp_path: Path, start: Path) -> None:
+    long = rankings(1)[0] | {"replies": ["Gladly.", "Gladly, of hat. " * 30]}
+    same = rankings(1)[0] | {"replies": ["<think>a</think>\nGladly.", "<think>b</think>\nGladly."]}
+    odd = rankings(2)[1] | {"meta": {"truth": [1, 0]}}
+    data = write(tmp_path / "ranked.jsonl", [{"messages": []}, pairs(1)[0], long, same, odd, *rankings(400)])
+    config = replace(SMALL, model=str(start), data=(data,), kind="ranking", length_tolerance=1.0)
+    run = train(tmp_path, config)
+    figures = made(run).meta["metrics"]
+    assert figures["accuracy"] > 0.95 and figures["agreement_with_truth"] > 0.95 and figures["bad_rows"] == 5
+    says = ("no field 'replies'", "no field 'replies'", "the context is 64", "same text", '"truth" is not 3 numbers')
+    for row, text in zip(bad_rows(run), says, strict=True):
+        assert text in row["reason"]
+    report = json.loads((made(run).path / "calibration.json").read_text())
+    assert report["rankings"] == figures["held_out_rows"] and report["pairs"] > 2 * report["rankings"]
+    assert report["kendall"] > 0.9 and report["best_first"]["value"] > 0.95 and report["length_correlation"] is not None
+    scorer = Scorer.load(made(run).path / "model")
+    assert scorer.meaning.kind == "pairwise" and scorer.meaning.view == "summary"
+    assert undocumented(run.dir / "metrics.jsonl") == set()
+    chosen = train(tmp_path, replace(config, ranking="plackett-luce", centre="best"), "choices")
+    assert made(chosen).meta["metrics"]["accuracy"] > 0.95 and made(chosen).key != made(run).key
+    asked = Message("user", "Tell me of dog and cup.")
+    scorer = Scorer.load(made(chosen).path / "model")
+    polite, curt = scorer.normalised(
+        scorer.score([[asked, Message("assistant", t)] for t in ("Gladly, of cup.", "Of cup.")])
+    )
+    assert abs(polite) < 0.5 and curt < polite - 0.5  # the best replies are the zero
+
+
+def test_margins_are_read_only_where_they_are_asked_for(tmp_path: Path, start: Path) -> None:
+    rows = pairs(120)
+    for n, row in enumerate(rows):
+        row["meta"]["margin"] = n % 4
+    rows[3]["meta"].pop("margin")
+    data = write(tmp_path / "pairs.jsonl", rows)
     config = replace(SMALL, model=str(start), data=(data,), length_balance=False)
+    plain = train(tmp_path, config, "plain")
+    assert made(plain).meta["metrics"]["bad_rows"] == 0
+    wide = train(tmp_path, replace(config, margin=1.0), "wide")
+    assert [(row["line"], row["reason"].startswith("no margin")) for row in bad_rows(wide)] == [(4, True)]
+    assert made(wide).key != made(plain).key
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_members_are_one_model_and_resume_bit_for_bit(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch, bootstrap: bool
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", pairs(130))
+    config = replace(SMALL, model=str(start), data=(data,), length_balance=False, members=3, bootstrap=bootstrap)
+    whole = train(tmp_path / "whole", config)
+    figures, folder = made(whole).meta["metrics"], made(whole).path
+    assert figures["members"] == 3 and figures["disagreement"] > 0
+    names = [f"{name}/model.safetensors" for name in ("model", "model-1", "model-2")]
+    assert len({(folder / name).read_bytes() for name in names}) == 3 and not list(folder.glob("checkpoint*"))
+    assert {line["stage"] for line in read_metrics(whole.dir)} == {"rm", "rm/member-1", "rm/member-2"}
+    ensemble = Ensemble.load(folder / "model")
+    assert len(ensemble.scorers) == 3
+    report = json.loads((folder / "calibration.json").read_text())
+    assert len(report["member_accuracies"]) == 3 and report["disagreement"] == figures["disagreement"]
+    if not bootstrap:  # the first is the model that would have been trained alone
+        alone = made(train(tmp_path / "whole", replace(config, members=1), "alone")).path
+        assert (alone / names[0]).read_bytes() == (folder / names[0]).read_bytes()
+
+    real, started = rm.train_rm, []
+
+    def dying(*args: Any) -> Iterator[Any]:
+        started.append(args[5])
+        for step in real(*args):
+            yield step
+            if step.n == 6 and len(started) == 2:
+                raise Killed
+
+    monkeypatch.setattr(rm, "train_rm", dying)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", config)
+    resumed = train(tmp_path / "killed", config)
+    last = figures["updates"]
+    assert started == [0, 0, last, 5, 0]
+    for file in (*names, "calibration.json", "model-1/reward_model.json"):
+        assert (folder / file).read_bytes() == (made(resumed).path / file).read_bytes(), file
+    assert sorted(map(str, timeless_metrics(whole))) == sorted(map(str, timeless_metrics(resumed)))
+
+
+@pytest.mark.parametrize(("moment", "kind"), [(7, "pairwise"), (19, "pairwise"), (7, "ranking")])
+def test_a_killed_run_resumes_to_the_same_bits(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch, moment: int, kind: Any
+) -> None:
+    data = write(tmp_path / "rows.jsonl", pairs(380) if kind == "pairwise" else rankings(380))
+    config = replace(SMALL, model=str(start), data=(data,), kind=kind, length_balance=False)
     whole = train(tmp_path / "whole", config)
     assert made(whole).meta["metrics"]["updates"] == 19
     real, started = rm.train_rm, []

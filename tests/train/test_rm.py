@@ -27,20 +27,10 @@ from dunwu.train.reward_model import (
     save_reward_model,
     score_ids,
 )
-from dunwu.train.rm import (
-    Row,
-    balance_lengths,
-    held_out_rows,
-    label_of,
-    label_row,
-    margin,
-    margin_loss,
-    pair_row,
-    rm_steps,
-    rows_of_step,
-    train_rm,
-)
+from dunwu.train.rm import rm_steps, rows_of_step, train_rm
 from dunwu.train.rm_config import RmConfig
+from dunwu.train.rm_losses import margin, margin_loss
+from dunwu.train.rm_rows import Row, balance_lengths, held_out_rows, label_of, label_row, pair_row
 from dunwu.types import ChatExample, DunwuError, Message, Preference, UsageError
 
 SMALL = ModelConfig(vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48)
