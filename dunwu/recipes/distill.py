@@ -1,9 +1,10 @@
 """Distillation alone: any teacher, any student, a user's own files or task.
 
-    --method sft         [questions → the teacher's answers →] conversations → SFT of the student
-    --method on-policy   questions or a task → the student's own samples → reverse KL to the teacher on each token
+    --method sequence    [questions → the teacher's answers →] conversations → SFT of the student ("sft" too)
+    --method logit       conversations, or what the teacher answers → a divergence from the teacher on each token
+    --method on-policy   questions or a task → the student's own samples → the same; `--distill.on_policy_share` mixes both
 
-Bad rows are named, counted and kept. Both ways resume after a kill; what a server answered is not asked again.
+Bad rows are named, counted and kept. All ways resume after a kill; what a server answered is not asked again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dunwu.data.chat import parse_reply, prompt_ids, require_turns, write_chat
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.disk import write_atomically
 from dunwu.log import Progress, Run
-from dunwu.model.hf import from_pretrained
+from dunwu.model.hf import from_pretrained, stop_ids_of
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
+from dunwu.model.transformer import Transformer
 from dunwu.recipes.distill_config import DistillRunConfig
-from dunwu.recipes.distill_prompts import Prompts, context_of, prompts, read_prompts
+from dunwu.recipes.distill_prompts import Prompts, context_of, known_answers, prompts, read_prompts
 from dunwu.recipes.pretraining import MODEL
 from dunwu.recipes.reinforce import held_out_point, open_learner, save_learner, save_state
 from dunwu.recipes.sft import chat_data, fine_tune
@@ -32,12 +34,13 @@ from dunwu.rollout.engine import Engine
 from dunwu.rollout.local import LocalChat
 from dunwu.store import Artifact, resolve_model
 from dunwu.tasks import get_task, task_options
-from dunwu.train.distill import on_policy_distill
-from dunwu.train.grpo import Learner
+from dunwu.train.distill import LOSSES, Replies, on_policy_distill
+from dunwu.train.learner import Learner
 from dunwu.types import (
     ChatExample,
     DunwuError,
     Message,
+    Problem,
     Sampler,
     SamplingParams,
     Task,
@@ -46,6 +49,12 @@ from dunwu.types import (
 )
 
 CHAT = "chat.jsonl"
+TITLES = {
+    "reverse_kl": "reverse KL to the teacher",
+    "forward_kl": "forward KL to the teacher",
+    "jsd": "Jensen–Shannon divergence from the teacher",
+}
+"""The losses by distribution, in words."""
 LOOKED_AT = 256
 """Training problems of a task whose length is compared with the model's context before anything begins."""
 
@@ -55,7 +64,7 @@ def run(run: Run, config: DistillRunConfig) -> None:
     config.validate()
     prepare_torch(config.device)
     student = resolve_model(config.student, run.store)
-    if config.method == "sft":
+    if config.by_texts:
         by_texts(run, config, student)
     else:
         by_distributions(run, config, student, resolve_model(config.teacher, run.store))
@@ -152,26 +161,30 @@ def _answers(
     ]
 
 
-# ---- on the student's own texts
+# ---- by distributions, on the student's own texts or on given ones
 
 
 def by_distributions(run: Run, config: DistillRunConfig, student: Path, teacher: Path) -> Artifact:
-    """On-policy distillation, with checkpoints on the way and, where a task verifies, a held-out curve."""
+    """Logit and on-policy distillation, with checkpoints on the way and, where a task verifies, a held-out curve."""
+    settings = config.settings
     check_same_tokens(load_tokenizer(student), load_tokenizer(teacher))
     asked: list[Artifact] = []
     if config.task:
         task = get_task(config.task, **task_options(config.options, config.task_data))
-        check_room([student, teacher], task, config.distill.max_tokens, run.seed)
+        check_room([student, teacher], looked_at(task, run.seed), settings.max_tokens)
     else:
-        asked.append(prompts(run, config.prompts, config.data, student, config.distill.max_tokens))
+        answers = settings.on_policy_share < 1
+        asked.append(prompts(run, config.prompts, config.data, student, settings.max_tokens, answers))
         _tell(run, asked)
         task = Prompts(read_prompts(asked[0]))
-    device, settings = resolve_device(config.device), config.distill
+    device = resolve_device(config.device)
 
     def build(work: Path) -> dict[str, object]:
         learner, encoder, state = open_learner(work, student, settings, device)
         engine = Engine(learner.policy, encoder, lambda: learner.optimizer.version)
-        figures = _distil(run, config, work, learner, teacher, engine, encoder, task, state)
+        master = from_pretrained(teacher, device)
+        given = None if settings.on_policy_share == 1 else _given(master, teacher, encoder, task)
+        figures = _distil(run, config, work, learner, master, engine, encoder, task, state, given)
         save_learner(learner, encoder, work)
         return figures | {"steps": settings.steps}
 
@@ -181,9 +194,16 @@ def by_distributions(run: Run, config: DistillRunConfig, student: Path, teacher:
     key |= {"task": [source, *sorted(config.options), data_digest(config.task_data)], "seed": run.seed}
     trained = run.stage("distill", build, key, asked, version=COMPUTED)
     figures = trained.meta["metrics"]
-    moved = f"{figures['reverse_kl_first']:.4f} → {figures['reverse_kl']:.4f} nats per token"
-    print(f"{trained.path / MODEL}: reverse KL to the teacher {moved} in {settings.steps} steps")
+    name = LOSSES[settings.divergence]
+    moved = f"{figures[f'{name}_first']:.4f} → {figures[name]:.4f} nats per token"
+    print(f"{trained.path / MODEL}: {TITLES[name]} {moved} in {settings.steps} steps")
     return trained
+
+
+def _given(master: Transformer, folder: Path, encoder: Tokenizer, task: Task) -> Sampler:
+    """Who answers what the student does not: the files' conversations, and the teacher where they have no answer."""
+    teacher = Engine(master, load_tokenizer(folder).stopping_at(stop_ids_of(folder)))
+    return Replies(known_answers(task.problems, encoder), teacher) if isinstance(task, Prompts) else teacher
 
 
 def _distil(
@@ -191,15 +211,15 @@ def _distil(
     config: DistillRunConfig,
     work: Path,
     learner: Learner,
-    teacher: Path,
+    master: Transformer,
     engine: Sampler,
     encoder: Tokenizer,
     task: Task,
     state: dict[str, Any],
+    given: Sampler | None,
 ) -> dict[str, object]:
     """Take the learner to the last step; returns the figures of its first and last."""
-    settings, start = config.distill, int(state["step"])
-    master = from_pretrained(teacher, resolve_device(config.device))
+    settings, start, name = config.settings, int(state["step"]), LOSSES[config.distill.divergence]
     figures: dict[str, Any] = {name: value for name, value in state.items() if name not in ("step", "version")}
     params = SamplingParams(max_tokens=settings.max_tokens)
 
@@ -212,15 +232,15 @@ def _distil(
     if start == 0:
         figures |= measure(0)
     with Progress(settings.steps, "distill", "steps", start=start) as progress:
-        for step in on_policy_distill(learner, master, engine, encoder, task, settings, run.seed, start, work):
+        for step in on_policy_distill(learner, master, engine, encoder, task, settings, run.seed, start, work, given):
             run.log("distill", step.n, step.metrics)
             run.log_groups("distill", step.n, step.groups)
-            figures["reverse_kl"] = step.metrics["distill/reverse_kl"]
-            figures.setdefault("reverse_kl_first", figures["reverse_kl"])
+            figures[name] = step.metrics[f"distill/{name}"]
+            figures.setdefault(f"{name}_first", figures[name])
             figures |= measure(step.n)
             if step.n % config.save_every == 0 or step.n == settings.steps:
                 save_state(work, learner, {**figures, "step": step.n})
-            progress.update(step.n, reverse_kl=figures["reverse_kl"], length=step.metrics["distill/length"])
+            progress.update(step.n, **{name: figures[name]}, tokens=step.metrics["distill/trained_tokens"])
     return figures
 
 
@@ -230,16 +250,23 @@ def check_same_tokens(student: Tokenizer, teacher: Tokenizer) -> None:
     if mine != theirs:
         token = min(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
         what = f"student and teacher have other tokens: {token!r} is {mine.get(token)} there, {theirs.get(token)} here"
-        raise DunwuError(what, "use two models with one tokenizer, or --method sft")
+        raise DunwuError(what, "use two models with one tokenizer, or --method sequence")
 
 
-def check_room(folders: Sequence[Path], task: Task, max_tokens: int, seed: int) -> None:
-    """Raise UsageError if prompts and completions do not fit the models' contexts."""
+def looked_at(task: Task, seed: int) -> list[Problem]:
+    """The first training problems of a task."""
+    return [task.problem("train", seed, index) for index in range(LOOKED_AT)]
+
+
+def check_room(
+    folders: Sequence[Path], asked: Sequence[Problem], max_tokens: int, flag: str = "distill.max_tokens"
+) -> None:
+    """Raise UsageError if prompts and completions do not fit the models' contexts; `flag` says what sets the latter."""
     encoder, room = load_tokenizer(folders[0]), min(map(context_of, folders))
-    longest = max(len(prompt_ids(encoder, task.problem("train", seed, index))) for index in range(LOOKED_AT))
+    longest = max(len(prompt_ids(encoder, problem)) for problem in asked)
     if longest + max_tokens > room:
         what = f"prompts of {longest} tokens and completions of {max_tokens} exceed the models' {room}"
-        raise UsageError(what, "lower --distill.max_tokens, or shorten the prompts")
+        raise UsageError(what, f"lower --{flag}, or shorten the prompts")
 
 
 def _tell(run: Run, artifacts: Sequence[Artifact]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dunwu.train.config import Precision, SftConfig
@@ -12,40 +12,40 @@ from dunwu.types import UsageError
 
 @dataclass(frozen=True)
 class DistillRunConfig:
-    """A student taught by a teacher: on the teacher's texts ("sft"), or on its own with the teacher's distributions."""
+    """A student taught by a teacher: the teacher's texts, its distributions on given texts, or on the student's own."""
 
     student: str = ""
     """Model folder in Hugging Face's layout that learns, or RUN:STAGE."""
     teacher: str = ""
-    """Model folder that teaches, or RUN:STAGE; for method sft also the URL of an OpenAI-compatible server."""
+    """Model folder that teaches, or RUN:STAGE; for method sequence also the URL of an OpenAI-compatible server."""
     teacher_name: str = ""
     """The teacher's name on that server."""
-    method: Literal["sft", "on-policy"] = "sft"
-    """On what the student is trained."""
+    method: Literal["sequence", "sft", "logit", "on-policy"] = "sft"
+    """What the student is trained on: texts (sequence, also called sft), or the teacher's distributions on given texts (logit) or on its own."""
     data: tuple[str, ...] = ()
-    """Files of conversations: sft learns them as they are; on-policy takes their questions."""
+    """Files of conversations: sequence learns them as they are, logit as the teacher sees them; on-policy takes their questions."""
     prompts: tuple[str, ...] = ()
-    """Files of questions, {"question": …} or {"messages": […]}: for sft the teacher answers them."""
+    """Files of questions, {"question": …} or {"messages": […]}: for sequence and logit the teacher answers them."""
     task: str = ""
-    """On-policy: a name from `dunwu tasks`, or a task file (FILE.py), that asks instead of files, and is scored."""
+    """Logit and on-policy: a name from `dunwu tasks`, or a task file (FILE.py), that asks instead of files, and is scored."""
     options: tuple[str, ...] = ()
     """Options of a named task as NAME=VALUE."""
     task_data: str = ""
     """Problems for a named task."""
     samples: int = 1
-    """For sft: the teacher's answers to each question."""
+    """For sequence: the teacher's answers to each question."""
     max_tokens: int = 256
-    """For sft: the teacher's longest answer; what reaches it is left out and counted."""
+    """For sequence: the teacher's longest answer; what reaches it is left out and counted."""
     temperature: float = 0.7
-    """For sft: of the teacher's answers."""
+    """For sequence: of the teacher's answers."""
     sft: SftConfig = field(default_factory=SftConfig)
-    """For sft: the training."""
+    """For sequence: the training."""
     held_out: float = 0.05
-    """For sft: share of the conversations that is never trained on."""
+    """For sequence: share of the conversations that is never trained on."""
     distill: DistillConfig = field(default_factory=DistillConfig)
-    """On-policy: the sampling and the training."""
+    """Logit and on-policy: the sampling and the training."""
     held_out_problems: int = 128
-    """On-policy with a task: validation problems behind each point of the held-out curve."""
+    """With a task: validation problems behind each point of the held-out curve."""
     eval_every: int = 10
     """Updates between held-out points."""
     save_every: int = 10
@@ -53,7 +53,7 @@ class DistillRunConfig:
     chunk: int = 64
     """Teacher's answers between two saves."""
     precision: Precision = "auto"
-    """For sft: weights and activations; "auto" is bf16 where the processor multiplies it fast."""
+    """For sequence: weights and activations; "auto" is bf16 where the processor multiplies it fast."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
 
@@ -61,8 +61,8 @@ class DistillRunConfig:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
         if not self.student:
             raise UsageError("there is no student", "name a model folder: --student FOLDER, or RUN:STAGE")
-        if self.method not in ("sft", "on-policy"):
-            raise UsageError(f"method is {self.method!r}", "use sft or on-policy")
+        if self.method not in ("sequence", "sft", "logit", "on-policy"):
+            raise UsageError(f"method is {self.method!r}", "use sequence, logit or on-policy")
         counts = ("samples", "max_tokens", "held_out_problems", "eval_every", "save_every", "chunk")
         if low := [name for name in counts if getattr(self, name) < 1]:
             raise UsageError(f"{low[0]} is {getattr(self, low[0])}", "use 1 or more")
@@ -72,11 +72,21 @@ class DistillRunConfig:
             raise UsageError(f"held_out {self.held_out} is no share", "choose 0 or more and less than 1, e.g. 0.05")
         self.sft.validate()
         self.distill.validate()
-        (self._validate_sft if self.method == "sft" else self._validate_on_policy)()
+        (self._validate_texts if self.by_texts else self._validate_distributions)()
 
-    def _validate_sft(self) -> None:
+    @property
+    def by_texts(self) -> bool:
+        """Whether the student learns texts, and not distributions."""
+        return self.method in ("sequence", "sft")
+
+    @property
+    def settings(self) -> DistillConfig:
+        """`distill`, with the method's share of the student's own samples."""
+        return replace(self.distill, on_policy_share=0.0) if self.method == "logit" else self.distill
+
+    def _validate_texts(self) -> None:
         if self.task:
-            what = "method sft learns texts, and a task has none"
+            what = "method sequence learns texts, and a task has none"
             raise UsageError(what, "sample it first with `dunwu run reject`, or use --method on-policy")
         if not (self.data or self.prompts):
             raise UsageError(
@@ -89,15 +99,18 @@ class DistillRunConfig:
         if self.teacher.startswith(("http://", "https://")) and not self.teacher_name:
             raise UsageError(f"{self.teacher} serves models by name", "name one: --teacher_name NAME")
 
-    def _validate_on_policy(self) -> None:
+    def _validate_distributions(self) -> None:
         if not self.teacher:
             raise UsageError("there is no teacher", "name a model folder: --teacher FOLDER, or RUN:STAGE")
         if self.teacher.startswith(("http://", "https://")):
-            raise UsageError("a server does not give its distributions", "use --method sft, or a model folder")
+            raise UsageError("a server does not give its distributions", "use --method sequence, or a model folder")
         if bool(self.task) == bool(self.data or self.prompts):
             raise UsageError("one source of questions is needed", "give --task, or files with --prompts or --data")
         if (self.options or self.task_data) and not self.task:
             raise UsageError("options and task_data belong to a task", "name it: --task NAME")
+        if self.method == "logit" and self.distill.on_policy_share not in (0.0, 1.0):
+            what = f"method logit shows given texts only, and on_policy_share is {self.distill.on_policy_share}"
+            raise UsageError(what, "use --method on-policy for a mixture")
 
 
 DISTILL_PRESETS: dict[str, DistillRunConfig] = {

@@ -19,7 +19,7 @@ from dunwu.tasks.expression import SPACE
 from dunwu.tasks.formats import THINK, THINK_END
 from dunwu.tasks.frames import language_of
 from dunwu.tasks.language import consistency
-from dunwu.types import ChatExample, Group, Message, Problem, Rollout, UsageError, Verdict, derive_seed
+from dunwu.types import ChatExample, Completion, Group, Message, Problem, Rollout, UsageError, Verdict, derive_seed
 
 LONGEST_PERIOD = 64
 """Words of a repeated passage that are still noticed."""
@@ -71,6 +71,8 @@ class Kept(NamedTuple):
     thinking: str | None
     content: str
     verdict: Verdict
+    completion: Completion | None = None
+    """With the ids as they were sampled, where the sampler gave some."""
 
     @property
     def answer(self) -> str | None:
@@ -115,7 +117,7 @@ def select(groups: Sequence[Group], rules: SelectionRules | None = None) -> Sele
             if reason is not None:
                 dropped[reason] += 1
             else:
-                fine[text.strip(SPACE)] = Kept(group.problem, text, *parts(text), rollout.verdict)
+                fine[text.strip(SPACE)] = Kept(group.problem, text, *parts(text), rollout.verdict, rollout.completion)
     kept: list[Kept] = []
     for (task, name), fine in by_prompt.items():
         ranked = sorted(fine.values(), key=lambda sample: (len(sample.text), sample.text))

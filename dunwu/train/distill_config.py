@@ -1,23 +1,27 @@
-"""Settings of on-policy distillation. No torch: recipes and the command line read this."""
+"""Settings of distillation by distributions. No torch: recipes and the command line read this."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from dunwu.disk import later
 from dunwu.train.config import Schedule, check_rate
 from dunwu.types import UsageError
+
+DivergenceName = Literal["reverse", "forward", "jsd"]
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """On-policy distillation: the student writes, the teacher's distribution says what each token should have been."""
+    """The student or a given text writes, the teacher's distribution says what each token should have been (GKD, 2306.13649)."""
 
     steps: int = 40
     """Rollout batches; one update each."""
     problems: int = 32
     """Prompts per step."""
     group_size: int = 2
-    """G: samples per prompt. Nothing is compared between siblings, so 1 is enough."""
+    """G: the student's samples per prompt. Nothing is compared between siblings, so 1 is enough."""
     max_tokens: int = 192
     """Longest completion."""
     temperature: float = 1.0
@@ -38,6 +42,12 @@ class DistillConfig:
     """Gradient clipping; 0 for none."""
     micro_tokens: int = 16_384
     """Tokens per forward pass, padding included; changes memory, never the result's mathematics."""
+    divergence: DivergenceName = later("reverse")
+    """D: KL(student ‖ teacher), KL(teacher ‖ student), or the Jensen–Shannon divergence between them."""
+    jsd_beta: float = later(0.5)
+    """β of "jsd": near 0 it points as the forward KL does, near 1 as the reverse."""
+    on_policy_share: float = later(1.0)
+    """λ of GKD: chance of each prompt that the student answers it itself; the others bring one given answer each."""
 
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work."""
@@ -47,3 +57,10 @@ class DistillConfig:
         check_rate(self.lr)
         if not self.temperature > 0:
             raise UsageError(f"temperature {self.temperature} has no distribution to learn", "use one above 0")
+        if self.divergence not in ("reverse", "forward", "jsd"):
+            raise UsageError(f"divergence is {self.divergence!r}", "use reverse, forward or jsd")
+        if not 0 < self.jsd_beta < 1:
+            cure = "choose between 0 and 1; the ends are divergence forward and reverse"
+            raise UsageError(f"jsd_beta is {self.jsd_beta}", cure)
+        if not 0 <= self.on_policy_share <= 1:
+            raise UsageError(f"on_policy_share {self.on_policy_share} is no share", "choose from 0 to 1")

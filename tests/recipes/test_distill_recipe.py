@@ -1,4 +1,4 @@
-"""The recipe `distill` on small models made on the spot: both methods, bad rows, a kill, and what is refused."""
+"""The recipe `distill` on small models made on the spot: all methods, bad rows, a kill, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ from tiny_runs import (
     weights,
 )
 
-from dunwu.data.chat import read_chat
-from dunwu.data.tokenizer import train_from_texts
+from dunwu.data.chat import prompt_ids, read_chat
+from dunwu.data.tokenizer import load_tokenizer, train_from_texts
+from dunwu.disk import canonical_json
 from dunwu.log import Run, read_metrics, read_rollouts
 from dunwu.model.hf import load_model
 from dunwu.recipes import distill as recipe
 from dunwu.recipes import get_recipe
 from dunwu.recipes.distill_config import DISTILL_PRESETS, DistillRunConfig
+from dunwu.recipes.distill_prompts import known_answers
 from dunwu.store import Store
 from dunwu.train.config import SftConfig
-from dunwu.train.distill_config import DistillConfig
+from dunwu.train.distill import LOSSES
+from dunwu.train.distill_config import DistillConfig, DivergenceName
 from dunwu.types import DunwuError, UsageError
 
 SMALL = DistillRunConfig(
@@ -226,6 +229,93 @@ def test_a_killed_run_ends_with_the_same_weights_and_records(
     assert stage(whole, "distill").meta["metrics"] == stage(resumed, "distill").meta["metrics"]
 
 
+# ---- on given texts with the teacher's distributions
+
+
+def logit(models: tuple[Path, Path], **changes: Any) -> DistillRunConfig:
+    return replace(on_policy(models), method="logit", **changes)
+
+
+def test_sequence_is_what_sft_is_called_in_the_literature(models: tuple[Path, Path], tmp_path: Path) -> None:
+    chats = tmp_path / "chats.jsonl"
+    rows = [[("user", f"say {n}"), ("assistant", f"here is {n}")] for n in range(9)]
+    turns = [{"messages": [{"role": role, "content": text} for role, text in row]} for row in rows]
+    chats.write_text("".join(json.dumps(row) + "\n" for row in turns))
+    config = replace(SMALL, student=str(models[0]), data=(str(chats),))
+    one = distil(tmp_path, replace(config, method="sequence"), "one")
+    other = distil(tmp_path, replace(config, method="sft"), "other")
+    assert stage(one, "sft").key == stage(other, "sft").key
+
+
+@pytest.mark.parametrize("divergence", ["forward", "jsd"])
+def test_the_student_comes_nearer_on_the_teachers_answers(
+    models: tuple[Path, Path], questions: Path, tmp_path: Path, divergence: DivergenceName, capsys: Any
+) -> None:
+    settings = replace(SMALL.distill, steps=40, divergence=divergence)
+    run = distil(tmp_path, logit(models, prompts=(str(questions),), distill=settings))
+    figures, name = stage(run, "distill").meta["metrics"], LOSSES[divergence]
+    assert figures[name] < 0.8 * figures[f"{name}_first"]
+    assert not list(read_rollouts(run.dir))  # nothing of it is the student's
+    assert recipe.TITLES[name] in capsys.readouterr().out
+    assert not undocumented(run.dir / "metrics.jsonl")
+
+
+def test_conversations_are_read_with_the_teachers_eyes(models: tuple[Path, Path], tmp_path: Path) -> None:
+    said = [("say 1", "here is 1"), ("say 1", "here"), ("say 1", "here"), ("say 2", "here is 2")]
+    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in said]
+    rows[3]["messages"][1]["reasoning_content"] = "hm"
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = logit(models, data=(str(chats),), distill=replace(SMALL.distill, problems=2, steps=3))
+    run = distil(tmp_path, config)
+    asked = recipe.read_prompts(stage(run, "prompts"))
+    assert [[answer["content"] for answer in problem.data["answers"]] for problem in asked] == [
+        ["here is 1", "here"],
+        ["here is 2"],
+    ]
+    assert [row["line"] for row in bad_rows(run)] == [3]  # the same question with the same answer
+    encoder = load_tokenizer(models[0])
+    known = known_answers(asked, encoder)
+    assert [[encoder.decode(ids) for ids in answers] for answers in known.values()] == [
+        ["here is 1<|im_end|>", "here<|im_end|>"],
+        ["<think>hm</think>\nhere is 2<|im_end|>"],
+    ]
+    lengths = {len(ids) for ids in known[(*prompt_ids(encoder, asked[0]),)]}
+    other = len(known[(*prompt_ids(encoder, asked[1]),)][0])
+    trained = {line["distill/trained_tokens"] for line in read_metrics(run.dir) if line["stage"] == "distill"}
+    assert trained <= {length + other for length in lengths}
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_mixture_ends_with_the_same_weights(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    settings = replace(SMALL.distill, on_policy_share=0.5, divergence="jsd")
+    config = on_policy(models, task="countdown", options=("operands=3",), distill=settings)
+    whole = distil(tmp_path / "whole", config)
+    shares = [line["distill/on_policy"] for line in read_metrics(whole.dir) if line["stage"] == "distill"]
+    assert len(shares) == 4 and 0 < sum(shares) < 4
+    log = Run.log
+
+    def fall(self: Run, name: str, step: int, metrics: dict[str, float]) -> None:
+        log(self, name, step, metrics)
+        if (name, step) == ("distill", after):
+            raise Killed
+
+    monkeypatch.setattr(Run, "log", fall)
+    with pytest.raises(Killed):
+        distil(tmp_path / "killed", config)
+    monkeypatch.setattr(Run, "log", log)
+    resumed = distil(tmp_path / "killed", config)
+    assert weights(whole, "distill") == weights(resumed, "distill")
+    assert timeless_metrics(whole) == timeless_metrics(resumed)
+
+
+def test_settings_at_their_defaults_leave_the_keys_of_artifacts_as_they_were() -> None:
+    assert canonical_json(DistillConfig()).count(":") == 13
+    assert "jsd_beta" in canonical_json(DistillConfig(jsd_beta=0.1))
+
+
 # ---- what is refused
 
 
@@ -260,7 +350,9 @@ def test_prompts_that_do_not_fit_are_refused(models: tuple[Path, Path], tmp_path
         ({"method": "on-policy", "teacher": "t", "task": "countdown"}, "one source"),
         ({"method": "on-policy", "teacher": "t", "data": ()}, "one source"),
         ({"method": "on-policy", "teacher": "t", "options": ("a=1",)}, "belong to a task"),
-        ({"method": "off-policy"}, "sft or on-policy"),
+        ({"method": "logit"}, "no teacher"),
+        ({"method": "logit", "teacher": "t", "distill": DistillConfig(on_policy_share=0.5)}, "given texts only"),
+        ({"method": "off-policy"}, "logit or on-policy"),
     ],
 )
 def test_settings_that_cannot_work_are_told_first(changes: dict[str, Any], said: str) -> None:

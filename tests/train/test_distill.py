@@ -8,25 +8,36 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dunwu.data.chat import prompt_ids
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.model.config import ModelConfig
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.engine import Engine
-from dunwu.train import distill as distill_module
 from dunwu.train.checkpoint import load_checkpoint, save_checkpoint
-from dunwu.train.distill import collect, on_policy_distill, reverse_kl, rows_of, update
-from dunwu.train.distill_config import DistillConfig
-from dunwu.train.grpo import Learner
+from dunwu.train.distill import (
+    LOSSES,
+    Replies,
+    collect,
+    collect_given,
+    on_policy_distill,
+    on_policy_indices,
+    rows_of,
+    update,
+)
+from dunwu.train.distill_config import DistillConfig, DivergenceName
+from dunwu.train.divergences import forward_kl, jsd, reverse_kl
+from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.rows import Row
 from dunwu.train.steps import TrainStep
-from dunwu.types import DunwuError, Message, Problem, SamplingParams, UsageError, Verdict
+from dunwu.types import Completion, DunwuError, Message, Problem, Sampler, SamplingParams, UsageError, Verdict
 
 CONFIG = DistillConfig(steps=3, problems=4, group_size=2, max_tokens=6, warmup=0, lr=3e-3, schedule="constant")
 
@@ -79,68 +90,6 @@ def steps_of(
 ) -> list[TrainStep]:
     engine = Engine(learner.policy, tokenizer, lambda: learner.optimizer.version)
     return list(on_policy_distill(learner, teacher, engine, tokenizer, Lengths(), config, 0, start))
-
-
-# ---- the loss
-
-
-def pair(rows: int = 7, vocab: int = 11, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return tuple(3 * torch.randn(rows, vocab, generator=generator, dtype=dtype) for _ in range(2))  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
-@pytest.mark.parametrize("chunk", [1, 25, 10_000])
-def test_equals_torch_kl_div_and_its_gradient(temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distill_module, "CHUNK_VALUES", chunk)
-    student, teacher = pair()
-    mine, theirs = (student.clone().requires_grad_() for _ in range(2))
-    kl_N = reverse_kl(mine, teacher, temperature)
-    # F.kl_div(input, target) is KL(target ‖ exp(input)).
-    oracle_N = F.kl_div(
-        F.log_softmax(teacher / temperature, -1),
-        F.log_softmax(theirs / temperature, -1),
-        reduction="none",
-        log_target=True,
-    ).sum(-1)
-    torch.testing.assert_close(kl_N, oracle_N, rtol=1e-12, atol=1e-12)
-    weights = torch.arange(1.0, len(kl_N) + 1, dtype=torch.float64)
-    (weights * kl_N).sum().backward()
-    (weights * oracle_N).sum().backward()
-    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-12)
-
-
-def test_gradient_is_that_of_finite_differences() -> None:
-    student, teacher = pair(2, 5)
-    assert torch.autograd.gradcheck(lambda x: reverse_kl(x, teacher, 0.8), (student.requires_grad_(),))
-
-
-def test_zero_with_zero_gradient_where_student_is_teacher() -> None:
-    student, _ = pair(dtype=torch.float32)
-    mine = student.clone().requires_grad_()
-    kl_N = reverse_kl(mine, student)
-    kl_N.sum().backward()
-    assert kl_N.abs().max() == 0 and mine.grad is not None and mine.grad.abs().max() == 0
-
-
-def test_it_is_the_reverse_and_not_the_forward_divergence() -> None:
-    student = torch.tensor([[4.0, 0.0, 0.0]])
-    teacher = torch.tensor([[4.0, 4.0, 0.0]])
-    forward = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
-    # A student on one of the teacher's two modes pays ln 2 at most; the other way round it pays for the mode it misses.
-    assert float(reverse_kl(student, teacher)) < math.log(2) < float(forward)
-
-
-def test_bf16_logits_are_compared_in_fp32() -> None:
-    student, teacher = pair(dtype=torch.bfloat16)
-    kl_N = reverse_kl(student, teacher)
-    assert kl_N.dtype == torch.float32
-    torch.testing.assert_close(kl_N, reverse_kl(student.float(), teacher.float()))
-
-
-def test_shapes_that_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match="differ in shape"):
-        reverse_kl(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
 # ---- the update
@@ -237,6 +186,25 @@ def test_steps_carry_groups_and_metrics_of_what_was_sampled(tokenizer: Tokenizer
     assert tokenizer.decode(chat.prompt_ids).endswith("<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize("divergence", ["forward", "jsd"])
+def test_the_loss_is_the_divergence_that_is_named_and_the_reverse_is_measured(
+    tokenizer: Tokenizer, divergence: DivergenceName
+) -> None:
+    config = replace(CONFIG, steps=1, divergence=divergence, jsd_beta=0.3)
+    student, teacher = network(tokenizer), network(tokenizer, seed=1)
+    before = copy.deepcopy(student)
+    (step,) = steps_of(learner_of(student), teacher, tokenizer, config)
+    (plain,) = steps_of(learner_of(copy.deepcopy(before)), teacher, tokenizer, replace(CONFIG, steps=1))
+    losses: list[float] = []
+    for row in rows_of(step.groups):
+        ids = torch.tensor([row.ids])
+        logits = (net(ids)[0, row.prompt_length - 1 : -1].detach() for net in (before, teacher))
+        losses += (forward_kl(*logits) if divergence == "forward" else jsd(*logits, beta=0.3)).tolist()
+    assert step.metrics[f"distill/{LOSSES[divergence]}"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert step.metrics["distill/reverse_kl"] == pytest.approx(plain.metrics["distill/reverse_kl"], rel=1e-6)
+    assert not torch.equal(student.head_weight, before.head_weight)
+
+
 def test_what_is_sampled_and_what_is_compared_have_the_same_temperature(tokenizer: Tokenizer) -> None:
     student, teacher = network(tokenizer), network(tokenizer, seed=1)
     before = copy.deepcopy(student)
@@ -289,6 +257,103 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tokenizer: Tokenizer, tmp_path: P
     assert torch.equal(resumed.optimizer.master, whole.optimizer.master)
 
 
+# ---- given texts
+
+
+def given_steps(
+    learner: Learner, teacher: Transformer, tokenizer: Tokenizer, config: DistillConfig, given: Sampler, start: int = 0
+) -> list[TrainStep]:
+    engine = Engine(learner.policy, tokenizer, lambda: learner.optimizer.version)
+    return list(on_policy_distill(learner, teacher, engine, tokenizer, Lengths(), config, 0, start, given=given))
+
+
+@pytest.mark.parametrize("divergence", ["forward", "jsd", "reverse"])
+def test_on_the_teachers_texts_the_student_learns_its_distribution(
+    tokenizer: Tokenizer, divergence: DivergenceName
+) -> None:
+    teacher, learner = network(tokenizer, seed=1, width=48), learner_of(network(tokenizer))
+    config = replace(CONFIG, steps=60, problems=16, lr=1e-2, on_policy_share=0.0, divergence=divergence)
+    steps = given_steps(learner, teacher, tokenizer, config, Engine(teacher, tokenizer))
+    curve = [step.metrics[f"distill/{LOSSES[divergence]}"] for step in steps]
+    assert sum(curve[-5:]) < 0.7 * sum(curve[:5])
+    assert all(not step.groups and step.metrics["distill/on_policy"] == 0 for step in steps)
+    assert not {"distill/length", "distill/accuracy", "distill/sampler_mismatch"} & steps[0].metrics.keys()
+
+
+def test_known_replies_are_trained_to_the_last_token_with_the_teachers_distribution(tokenizer: Tokenizer) -> None:
+    student, teacher = network(tokenizer), network(tokenizer, seed=1)
+    prompts = [tuple(prompt_ids(tokenizer, Lengths().problem("train", 0, index))) for index in range(4)]
+    known = {prompt: [(40, 41, 42, tokenizer.end_id)] for prompt in prompts}
+    kls: list[float] = []
+    for prompt in prompts:
+        ids = torch.tensor([[*prompt, 40, 41, 42, tokenizer.end_id]])
+        logits = (net(ids)[0, len(prompt) - 1 : -1].detach() for net in (student, teacher))
+        kls += forward_kl(*logits).tolist()
+    config = replace(CONFIG, steps=1, on_policy_share=0.0, divergence="forward")
+    (step,) = given_steps(learner_of(student), teacher, tokenizer, config, Replies(known))
+    assert step.metrics["distill/trained_tokens"] == 16  # one row of a problem, whatever the group size
+    assert step.metrics["distill/forward_kl"] == pytest.approx(sum(kls) / len(kls), rel=1e-4)
+
+
+def test_a_mixture_trains_both_and_measures_the_students_own(tokenizer: Tokenizer) -> None:
+    teacher, learner = network(tokenizer, seed=1), learner_of(network(tokenizer))
+    config = replace(CONFIG, problems=16, on_policy_share=0.5)
+    given = Engine(teacher, tokenizer)
+    steps = given_steps(learner, teacher, tokenizer, config, given)
+    for n, step in enumerate(steps):
+        own, others = on_policy_indices(config, 0, n)
+        assert sorted(own + others) == list(range(16 * n, 16 * n + 16)) and own and others
+        assert [group.problem.data["index"] for group in step.groups] == own
+        assert step.metrics["distill/on_policy"] == len(own) / 16
+        tokens = sum(row.completion_length for row in rows_of(step.groups))
+        shown = collect_given(given, tokenizer, Lengths(), config, 0, n)
+        assert step.metrics["distill/trained_tokens"] == tokens + sum(r.completion_length for r in rows_of(shown))
+        assert step.metrics["distill/length"] == pytest.approx(tokens / (2 * len(own)))
+    assert steps[0].metrics["distill/sampler_mismatch"] < 1e-3
+
+
+def test_the_share_of_the_students_own_is_what_was_asked_for() -> None:
+    config = replace(CONFIG, problems=4000, on_policy_share=0.3)
+    assert len(on_policy_indices(config, 0, 0)[0]) / 4000 == pytest.approx(0.3, abs=0.03)
+    assert on_policy_indices(replace(config, on_policy_share=1.0), 0, 2)[1] == []
+    assert on_policy_indices(replace(config, on_policy_share=0.0), 0, 2)[0] == []
+
+
+def test_a_resumed_mixture_is_the_same_bit_for_bit(tokenizer: Tokenizer) -> None:
+    teacher, config = network(tokenizer, seed=1), replace(CONFIG, on_policy_share=0.5, divergence="jsd")
+    given = Engine(teacher, tokenizer)
+    whole, killed = learner_of(network(tokenizer)), learner_of(network(tokenizer))
+    given_steps(whole, teacher, tokenizer, config, given)
+    engine = Engine(killed.policy, tokenizer, lambda: killed.optimizer.version)
+    next(on_policy_distill(killed, teacher, engine, tokenizer, Lengths(), config, 0, given=given))
+    resumed = learner_of(network(tokenizer, seed=9))
+    resumed.optimizer.load({name: t.clone() for name, t in killed.optimizer.state().items()}, 1)
+    given_steps(resumed, teacher, tokenizer, config, given, start=1)
+    assert torch.equal(resumed.optimizer.master, whole.optimizer.master)
+
+
+def test_a_sampler_without_numbers_is_not_taken_for_a_given_text(tokenizer: Tokenizer) -> None:
+    engine = Engine(network(tokenizer), tokenizer)
+
+    class Broken:
+        def sample(self, *args: object) -> list[list[Completion]]:
+            drawn = engine.sample(*args)  # type: ignore[arg-type]
+            return [[replace(c, sampler_logprobs=(math.nan,) * len(c.token_ids)) for c in row] for row in drawn]
+
+    loop = on_policy_distill(
+        learner_of(network(tokenizer)), network(tokenizer), Broken(), tokenizer, Lengths(), CONFIG, 0
+    )
+    with pytest.raises(DunwuError, match="sampler and student disagree by nan"):
+        next(loop)
+
+
+def test_nobody_to_answer_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="no given answers"):
+        steps_of(learner_of(network(tokenizer)), network(tokenizer), tokenizer, replace(CONFIG, on_policy_share=0.5))
+    with pytest.raises(DunwuError, match="no known answer"):
+        Replies({}).sample([[1]], [[2]], SamplingParams())
+
+
 # ---- what is refused
 
 
@@ -322,11 +387,22 @@ def test_numbers_gone_bad_stop_the_run_before_the_update(tokenizer: Tokenizer, t
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": 0.0}, {"problems": 0}, {"steps": 0}, {"lr": -1.0}, {"temperature": math.nan}]
+    "wrong",
+    [
+        {"temperature": 0.0},
+        {"problems": 0},
+        {"steps": 0},
+        {"lr": -1.0},
+        {"temperature": math.nan},
+        {"divergence": "kl"},
+        {"jsd_beta": 0.0},
+        {"jsd_beta": 1.0},
+        {"on_policy_share": 1.5},
+    ],
 )
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        replace(CONFIG, **wrong).validate()  # type: ignore[arg-type]
+        replace(CONFIG, **wrong).validate()
 
 
 def test_truncated_and_unscored_samples_are_trained(tokenizer: Tokenizer) -> None:
