@@ -1,0 +1,1 @@
+"""Simple control systems, and the language models' algorithms on them."""
