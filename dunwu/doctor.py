@@ -17,6 +17,7 @@ EXTRAS = {
     "serve": ("uvicorn", "starlette"),
     "hf": ("transformers",),
     "gguf": ("gguf",),
+    "control": ("gymnasium",),
     "ray": ("ray",),
     "vllm": ("vllm",),
     "bench": ("trl", "accelerate", "xllamacpp", "gguf"),
