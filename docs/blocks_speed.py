@@ -6,7 +6,18 @@ from typing import Any
 
 from blocks_results import Results, table
 
-BENCHMARKS = ("grpo", "rollout", "train", "architectures", "data", "tokenizer", "verify", "tokenize", "world")
+BENCHMARKS = (
+    "grpo",
+    "rollout",
+    "train",
+    "architectures",
+    "control",
+    "data",
+    "tokenizer",
+    "verify",
+    "tokenize",
+    "world",
+)
 
 
 def speed(results: Results) -> str:

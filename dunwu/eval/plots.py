@@ -53,6 +53,7 @@ class Series:
         raw: points drawn faintly under the line, before smoothing.
         bars: (x, low, high) error bars.
         dots: mark every point (few, measured points).
+        band: (x, low, high), x ascending; filled faintly under the line.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Series:
     raw: Sequence[Point] = ()
     bars: Sequence[tuple[float, float, float]] = ()
     dots: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,10 @@ class _Frame:
         colour = self.theme.series[series.colour % len(self.theme.series)]
         dash = _DASHES[series.colour % len(_DASHES)]
         parts = []
+        if series.band:
+            edge = [(self.x(a), y(high)) for a, _, high in series.band]
+            edge += [(self.x(a), y(low)) for a, low, _ in reversed(series.band)]
+            parts.append(_area(edge, colour))
         if series.raw:
             parts.append(_path([(self.x(a), y(b)) for a, b in series.raw], colour, 1, opacity=0.28))
         for a, low, high in series.bars:
@@ -279,8 +285,9 @@ def _finite(panel: Panel) -> Panel:
         points = [(x, y) for x, y in s.points if math.isfinite(x) and math.isfinite(y)]
         raw = [(x, y) for x, y in s.raw if math.isfinite(x) and math.isfinite(y)]
         bars = [bar for bar in s.bars if all(map(math.isfinite, bar))]
+        band = [edge for edge in s.band if all(map(math.isfinite, edge))]
         if points:
-            lines.append(Series(s.name, points, s.colour, raw, bars, s.dots))
+            lines.append(Series(s.name, points, s.colour, raw, bars, s.dots, band))
     return Panel(lines, panel.y_label, panel.low, panel.high, panel.percent)
 
 
@@ -293,7 +300,7 @@ def _values(series: Series) -> list[float]:
     """What the y axis must show. A few raw spikes may leave the picture; the line may not."""
     raw = sorted(y for _, y in series.raw)
     kept = raw[len(raw) // 50 : len(raw) - len(raw) // 50]
-    return [y for _, y in series.points] + kept + [y for _, *ends in series.bars for y in ends]
+    return [y for _, y in series.points] + kept + [y for _, *ends in (*series.bars, *series.band) for y in ends]
 
 
 def _apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
@@ -332,6 +339,11 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float 
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
         f'style="stroke:{colour};stroke-width:{width:g};opacity:{opacity:g}"/>'
     )
+
+
+def _area(edge: Sequence[Point], colour: str) -> str:
+    corners = "L".join(f"{x:.1f} {y:.1f}" for x, y in edge)
+    return f'<path d="M{corners}Z" style="fill:{colour};stroke:none;opacity:0.14"/>'
 
 
 def _path(points: Sequence[Point], colour: str, width: float, opacity: float = 1, dash: str = "") -> str:

@@ -21,6 +21,9 @@ I is an interval as `Interval.as_json` gives it (`{"value", "low", "high", "n"}`
       "in_context": what `report_context` says,
       "extension": what `eval.extension` says,
       "architectures": what `report_architectures` says,
+      "control": what `report_control` says,
+      "rl_study": what `rl_comparison` says,
+      "rlhf": what `report_rlhf` says,
       "notes": ["sentence", …]
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dunwu.eval.passk import wilson
 from dunwu.eval.plots import PAGE, PAPER, Panel, Series, Theme, chart, score_and_length_svg, smooth
-from dunwu.eval.report_data import Curve, Curves, curve, evenly
+from dunwu.eval.report_data import METHODS, Curve, Curves, curve, evenly, rl_metric
 from dunwu.eval.report_parts import safe
 
 MOST_POINTS = 400
@@ -97,6 +97,10 @@ TRAINING = (
         "Completion tokens sampled, and trained on.",
     ),
     Figure(
+        "What the critic knows", "评论家所知", "share of variance", (("explained", "ppo/explained_variance"),),
+        "1: it foresees every return; 0: no more than their mean; below: less.", from_zero=False,
+    ),
+    Figure(
         "Groups without signal", "无信号组", "groups per step",
         (("equal rewards", "grpo/zero_variance_groups"),),
         "All right or all wrong: their advantage is zero.",
@@ -116,10 +120,15 @@ def behaviour_figures(data: Mapping[str, Any]) -> list[str]:
 def training_figures(curves: Curves, stage: str) -> list[str]:
     """One RL stage's charts that have points."""
     of_stage = curves.get(stage, {})
-    by_rule = sorted(key for key in of_stage if key.startswith("grpo/reward/"))
-    lines = (("total", "grpo/reward"), *((key.rsplit("/", 1)[1], key) for key in by_rule))
-    specs = [replace(spec, lines=lines) if spec.title == "Reward" else spec for spec in TRAINING]
+    method = next((name for name in METHODS if any(key.startswith(name) for key in of_stage)), METHODS[0])
+    by_rule = sorted(key for key in of_stage if key.startswith(f"{method}reward/"))
+    lines = (("total", f"{method}reward"), *((key.rsplit("/", 1)[1], key) for key in by_rule))
+    specs = [replace(spec, lines=lines) if spec.title == "Reward" else _of_method(spec, method) for spec in TRAINING]
     return [drawn for spec in specs if (drawn := _figure(spec, lambda key: of_stage.get(key, []), "RL step"))]
+
+
+def _of_method(spec: Figure, method: str) -> Figure:
+    return replace(spec, lines=tuple((name, key.replace(METHODS[0], method)) for name, key in spec.lines))
 
 
 def pretraining_figures(curves: Curves) -> list[str]:
@@ -154,10 +163,12 @@ def stage_figures(curves: Curves, stage: str) -> list[str]:
     drawn = [_figure(spec, lambda key: held_out.get(key, []), "step") for spec in specs]
     of_stage = curves.get(stage, {})
     drawn += pretraining_figures({stage: of_stage}) + training_figures(curves, stage)
-    known = {key for spec in TRAINING for _, key in spec.lines} | {"pretrain/loss", "pretrain/tokens_per_second"}
+    shown = [_of_method(spec, method) for spec in TRAINING for method in METHODS]
+    known = {key for spec in shown for _, key in spec.lines} | {"pretrain/loss", "pretrain/tokens_per_second"}
+    apart = (*(f"{method}reward/" for method in METHODS), "pretrain/valid_loss/", "emergence/")
     for key in sorted(of_stage):
         varies = len({y for _, y in of_stage[key]}) > 1
-        if varies and key not in known and not key.startswith(("grpo/reward/", "pretrain/valid_loss/", "emergence/")):
+        if varies and key not in known and not key.startswith(apart):
             kind, _, name = key.partition("/")
             spec = Figure(name.replace("_", " ") or kind, "", key, ((name or kind, key),), "", from_zero=False)
             drawn.append(_figure(spec, lambda key: of_stage.get(key, []), "step"))
@@ -197,10 +208,10 @@ def score_and_length(data: Mapping[str, Any], theme: Theme = PAPER, width: int =
         if (points := curve(data, f"emergence/length_{name}"))
     }
     if not lengths:
-        lengths = {"all": curve(data, "grpo/length") or curve(data, "eval/length")}
+        lengths = {"all": rl_metric(data, "length") or curve(data, "eval/length")}
     if len(score) < 2 and max(map(len, lengths.values())) < 2:
         return ""
-    training = evenly(curve(data, "grpo/reward/accuracy"), MOST_POINTS)
+    training = evenly(rl_metric(data, "reward/accuracy"), MOST_POINTS)
     return score_and_length_svg(
         score, lengths, training=training, bars=curve_bars(data, score), theme=theme, width=width, height=height
     )

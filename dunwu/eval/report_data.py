@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dunwu.eval.emergence import aggregate
+from dunwu.eval.report_doctor import consult
 from dunwu.eval.report_parts import clip, ends, is_interval
 from dunwu.eval.report_r1_data import ZERO_STAGE, collect_r1, is_r1, mixed
 from dunwu.log import read_json, read_metrics, read_rollouts
 from dunwu.types import DunwuError
 
+METHODS = ("grpo/", "ppo/")
+"""How the names of metrics of reinforcement begin."""
 Curve = list[tuple[float, float]]
 Curves = dict[str, dict[str, Curve]]
 """Stage → metric key → (step, value), steps ascending."""
@@ -41,7 +44,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
     run = clip(read_json(run_dir / "run.json"))
     stages = _stages(run_dir)
     curves = _curves(read_metrics(run_dir))
-    rl_stages = [stage for stage, keys in curves.items() if any(key.startswith("grpo/") for key in keys)]
+    rl_stages = [stage for stage, keys in curves.items() if any(key.startswith(METHODS) for key in keys)]
     whole_r1 = is_r1(run_dir, run)
     if not any(key.startswith("emergence/") for keys in curves.values() for key in keys):
         # In the whole of R1 several stages count from step 1; the behaviours to watch are R1-Zero's.
@@ -59,6 +62,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "evidence": evidence,
         "curves": curves,
         "groups": [] if whole_r1 else _shown_groups(run_dir),
+        "doctor": consult(run_dir),
     }
     if whole_r1:
         data["r1"] = collect_r1(run_dir, stages)
@@ -73,6 +77,16 @@ def curve(data: Mapping[str, Any], key: str) -> Curve:
         if key in curves[stage]:
             return curves[stage][key]
     return []
+
+
+def rl_curve(of_stage: Mapping[str, Curve], name: str) -> Curve:
+    """A metric that every method of reinforcement logs under its own name."""
+    return next((of_stage[method + name] for method in METHODS if method + name in of_stage), [])
+
+
+def rl_metric(data: Mapping[str, Any], name: str) -> Curve:
+    """`curve` of such a metric."""
+    return next((found for method in METHODS if (found := curve(data, method + name))), [])
 
 
 class Change(NamedTuple):
@@ -111,6 +125,8 @@ def headline(data: Mapping[str, Any]) -> dict[str, Any]:
     From the evidence's first and last checkpoint; before there is evidence, from the held-out curve, whose
     points have no interval. Empty without either.
     """
+    if data["evidence"].keys() & {"rl_study", "rlhf"}:  # many trainings, none of them the run's own
+        return {}
     checkpoints = [c for c in data["evidence"].get("checkpoints") or [] if is_interval(c.get("pass@1"))]
     if len(checkpoints) >= 2:
         base, result = checkpoints[0], checkpoints[-1]
@@ -131,10 +147,12 @@ def verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     The recipe's own verdicts come first; the rest follows from the curves and the intervals.
     """
     found = list(data["evidence"].get("verdicts") or [])
+    if data["evidence"].keys() & {"rl_study", "rlhf", "lr_finder"}:
+        return found
     if "r1" in data:
         return found + list(data["r1"]["table"].get("verdicts") or [])
     rise = headline(data)
-    length = change(curve(data, "emergence/length_all") or curve(data, "grpo/length") or curve(data, "eval/length"))
+    length = change(curve(data, "emergence/length_all") or rl_metric(data, "length") or curve(data, "eval/length"))
     raised = _raised(rise) if rise else None
     if rise:
         gain = rise["result"]["value"] - rise["base"]["value"]
@@ -218,7 +236,7 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
 
 def _offline_behaviours(run_dir: Path, curves: Curves, rl_stages: Sequence[str]) -> dict[str, Curve]:
     """`emergence/*` of evenly spread steps, read from the samples."""
-    steps = sorted({int(step) for stage in rl_stages for step, _ in curves[stage].get("grpo/reward", [])})
+    steps = sorted({int(step) for stage in rl_stages for step, _ in rl_curve(curves[stage], "reward")})
     wanted = set(evenly(steps, EMERGENCE_STEPS)) if steps else None
     found: dict[str, Curve] = {}
     for (stage, step), groups in _by_step(run_dir):

@@ -9,6 +9,7 @@ from typing import Any
 from dunwu.eval.plots import PAGE
 from dunwu.eval.report_architectures import architectures_section, architectures_sentence
 from dunwu.eval.report_context import in_context_section
+from dunwu.eval.report_control import control_section, control_sentence
 from dunwu.eval.report_curves import (
     behaviour_figures,
     control_figure,
@@ -18,7 +19,9 @@ from dunwu.eval.report_curves import (
     training_figures,
 )
 from dunwu.eval.report_data import OFFLINE, headline
+from dunwu.eval.report_doctor import doctor_section
 from dunwu.eval.report_extension import extension_section, extension_sentence
+from dunwu.eval.report_lr import lr_section, lr_sentence
 from dunwu.eval.report_parts import (
     exact,
     flat,
@@ -37,6 +40,8 @@ from dunwu.eval.report_parts import (
     table,
 )
 from dunwu.eval.report_r1 import r1_hero, r1_sections, r1_sentence
+from dunwu.eval.report_rl_study import rl_study_section, rl_study_sentence
+from dunwu.eval.report_rlhf import rlhf_section, rlhf_sentence
 from dunwu.eval.report_samples import legend, problem_text, sampled_group
 from dunwu.eval.report_shell import whole_page
 
@@ -51,19 +56,51 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     yield _top(data)
     if "r1" in data:
         yield from r1_sections(data)
+        yield doctor_section(data)
         yield _settings(data)
         yield _lineage(data)
         yield _footer(data)
         return
     if side := data["evidence"].get("architectures"):
         yield architectures_section(side)
+        yield doctor_section(data)
         yield _settings(data)
+        yield _footer(data)
+        return
+    if study := data["evidence"].get("rl_study"):
+        yield rl_study_section(study)
+        yield doctor_section(data)
+        yield _settings(data)
+        yield _lineage(data)
+        yield _footer(data)
+        return
+    if preferred := data["evidence"].get("rlhf"):
+        yield rlhf_section(preferred)
+        yield _stages(data)
+        yield doctor_section(data)
+        yield _settings(data)
+        yield _lineage(data)
+        yield _footer(data)
+        return
+    if rates := data["evidence"].get("lr_finder"):
+        yield lr_section(rates)
+        yield _training(data)
+        yield doctor_section(data)
+        yield _settings(data)
+        yield _lineage(data)
+        yield _footer(data)
+        return
+    if control := data["evidence"].get("control"):
+        yield control_section(control)
+        yield _settings(data)
+        yield _lineage(data)
         yield _footer(data)
         return
     if found := data["evidence"].get("extension"):
         yield extension_section(found)
         yield _stages(data)
         yield _training(data)
+        yield doctor_section(data)
         yield _settings(data)
         yield _lineage(data)
         yield _footer(data)
@@ -77,6 +114,7 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     yield _training(data)
     yield in_context_section(data)
     yield _checkpoints(data)
+    yield doctor_section(data)
     yield _settings(data)
     yield _lineage(data)
     yield _footer(data)
@@ -92,6 +130,14 @@ def _top(data: Mapping[str, Any]) -> str:
     extension, side = data["evidence"].get("extension"), data["evidence"].get("architectures")
     if extension or side:
         sentence = extension_sentence(extension) if extension else architectures_sentence(side)
+    elif study := data["evidence"].get("rl_study"):
+        sentence = rl_study_sentence(study)
+    elif preferred := data["evidence"].get("rlhf"):
+        sentence = rlhf_sentence(preferred)
+    elif rates := data["evidence"].get("lr_finder"):
+        sentence = lr_sentence(rates)
+    elif control := data["evidence"].get("control"):
+        sentence = control_sentence(control)
     else:
         sentence = r1_sentence(data) if whole_r1 else _sentence(rise)
     parts.append(f"<h1>{safe(run.get('recipe', 'run'))}: {safe(sentence)}</h1>")

@@ -15,12 +15,19 @@ from typing import Any
 from dunwu.log import Run
 from dunwu.recipes import (
     configs,
+    control_config,
     distill_config,
+    dpo_config,
+    expert_config,
     extend_config,
     grpo_config,
+    lr_find_config,
+    ppo_config,
     r1_config,
     r1_presets,
     reject_config,
+    rl_study_config,
+    rlhf_config,
     rm_config,
     sft_config,
 )
@@ -114,10 +121,17 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="rm",
-            summary="a reward model from your own pairs or labels: --model FOLDER --data FILE --kind pairwise|pointwise",
+            summary="a reward model from your own pairs or labels: --model FOLDER --data FILE --kind pairwise|ranking|pointwise",
             config=rm_config.RmRunConfig,
             presets=rm_config.RM_PRESETS,
             run="dunwu.recipes.rm:run",
+        ),
+        Recipe(
+            name="dpo",
+            summary="DPO, IPO, KTO, ORPO or SimPO on your own pairs: --model FOLDER --data FILE [--dpo.loss kto]",
+            config=dpo_config.DpoRunConfig,
+            presets=dpo_config.DPO_PRESETS,
+            run="dunwu.recipes.dpo:run",
         ),
         Recipe(
             name="grpo",
@@ -125,6 +139,13 @@ RECIPES: dict[str, Recipe] = {
             config=grpo_config.GrpoRunConfig,
             presets=grpo_config.GRPO_PRESETS,
             run="dunwu.recipes.grpo:run",
+        ),
+        Recipe(
+            name="ppo",
+            summary="PPO with a critic: --model FOLDER --task NAME_OR_FILE.py [--ppo.critic own|shared|none]",
+            config=ppo_config.PpoRunConfig,
+            presets=ppo_config.PPO_PRESETS,
+            run="dunwu.recipes.ppo:run",
         ),
         Recipe(
             name="reject",
@@ -139,6 +160,48 @@ RECIPES: dict[str, Recipe] = {
             config=distill_config.DistillRunConfig,
             presets=distill_config.DISTILL_PRESETS,
             run="dunwu.recipes.distill:run",
+        ),
+        Recipe(
+            name="expert",
+            summary="expert iteration (STaR, RAFT): --model FOLDER --task NAME_OR_FILE.py [--rounds 3], its own right samples",
+            config=expert_config.ExpertRunConfig,
+            presets=expert_config.EXPERT_PRESETS,
+            run="dunwu.recipes.expert:run",
+        ),
+        Recipe(
+            name="rl-study",
+            summary="PPO against GRPO, and every variant of the shelf, from one base on equal samples and processor seconds",
+            config=rl_study_config.RlStudyConfig,
+            presets=rl_study_config.RL_STUDY_PRESETS,
+            run="dunwu.recipes.rl_study:run",
+        ),
+        Recipe(
+            name="rlhf",
+            summary="SFT, reward models, PPO as InstructGPT: proxy against truth with and without KL, ensembles, early stop",
+            config=rlhf_config.RlhfConfig,
+            presets=rlhf_config.RLHF_PRESETS,
+            run="dunwu.recipes.rlhf:run",
+        ),
+        Recipe(
+            name="rm-study",
+            summary="reward models of every kind on the world's noisy labels, against the best possible: --model RUN:base",
+            config=rm_config.RmStudyConfig,
+            presets=rm_config.RM_STUDY_PRESETS,
+            run="dunwu.recipes.rm_study:run",
+        ),
+        Recipe(
+            name="lr-find",
+            summary="a learning rate for GRPO by short trials: --model FOLDER --task NAME_OR_FILE.py [--low 1e-5 --high 1e-2]",
+            config=lr_find_config.LrFindConfig,
+            presets=lr_find_config.LR_FIND_PRESETS,
+            run="dunwu.recipes.lr_find:run",
+        ),
+        Recipe(
+            name="control",
+            summary="PPO, GRPO, RLOO, REINFORCE on CartPole, Pendulum, Acrobot and an LQR: who needs a critic, and when",
+            config=control_config.ControlRunConfig,
+            presets=control_config.CONTROL_PRESETS,
+            run="dunwu.recipes.control:run",
         ),
     )
 }

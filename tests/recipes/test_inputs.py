@@ -111,4 +111,4 @@ def test_problems_in_a_folder_are_distilled_on_and_decide_the_stage(whole: Path,
         (problems / "train.jsonl").write_text("".join(lines[:50]))
     assert keys[0] != keys[1]
     own = GrpoRunConfig(model=str(whole), task="gsm8k", data=str(problems))
-    assert grpo._key(own, whole, 0)["task"][-1] == data_digest(str(problems))
+    assert grpo.stage_key(own, whole, 0)["task"][-1] == data_digest(str(problems))
