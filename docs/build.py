@@ -26,10 +26,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code they lie beside, installed or not
 
+import blocks_control  # noqa: E402
 import blocks_data  # noqa: E402
 import blocks_models  # noqa: E402
 import blocks_r1  # noqa: E402
 import blocks_results  # noqa: E402
+import blocks_rl  # noqa: E402
+import blocks_rlhf  # noqa: E402
+import blocks_rm  # noqa: E402
 import blocks_speed  # noqa: E402
 import blocks_world  # noqa: E402
 from blocks_results import PICTURE, Results  # noqa: E402
@@ -56,6 +60,17 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "r1-cost": blocks_r1.cost_table,
     "r1-settings": blocks_r1.settings_table,
     "r1-setup": blocks_r1.setup_table,
+    "variants": blocks_rl.variants,
+    "rl-study": blocks_rl.rl_study,
+    "rl-curves": blocks_rl.rl_curves,
+    "rl-verdicts": blocks_rl.rl_verdicts,
+    "rl-settings": blocks_rl.rl_settings,
+    "rm-study": blocks_rm.study,
+    "rlhf-settings": blocks_rlhf.settings,
+    "rlhf-curves": blocks_rlhf.curves,
+    "rlhf-arms": blocks_rlhf.arms,
+    "rlhf-judges": blocks_rlhf.judges,
+    "rlhf-verdicts": blocks_rlhf.verdicts,
     "output-r1-zero": blocks_results.output("output-r1-zero"),
     "output-test": blocks_results.output("output-test"),
     "picture": blocks_results.picture,
@@ -66,6 +81,10 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "settings": blocks_results.settings_table,
     "records": blocks_results.records_table,
     "data": blocks_data.data,
+    "control": blocks_control.control,
+    "control-critic": blocks_control.critic,
+    "control-groups": blocks_control.groups,
+    "control-settings": blocks_control.settings,
     "doors": blocks_results.doors,
     "speed": blocks_speed.speed,
     "world-knobs": blocks_world.knobs_table,

@@ -211,6 +211,7 @@ class Run:
             finally:
                 self._stage_journals.close(keep_empty=False)
                 self._stage_journals = None
+                machine.return_memory()
             meta = {"stage": name, **lineage, "seconds": self._seconds(), "metrics": headline}
             artifact = self.store.commit(key, work, meta)
         self._stage["status"] = "done"

@@ -39,14 +39,14 @@ def main(folder, steps=10):
     from dunwu.data.tokenizer import load_tokenizer
     from dunwu.model.hf import load_model
     from dunwu.rollout.engine import Engine
-    from dunwu.tasks import get_task
-    from dunwu.tasks.rewards import RewardFunctions
+    from dunwu.tasks import get_task, rewards
     from dunwu.train.config import GrpoConfig
-    from dunwu.train.grpo import Learner, grpo
+    from dunwu.train.grpo import grpo
+    from dunwu.train.learner import Learner
     from dunwu.train.optim import MasterAdamW
 
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    task = RewardFunctions([(digits, 1.0), (brief, 0.5)], get_task("countdown"))
+    task = rewards.RewardFunctions([(digits, 1.0), (brief, 0.5)], get_task("countdown"))
     config = GrpoConfig(steps=steps, problems=8, group_size=16, max_tokens=12, lr=3e-3, warmup=1, minibatches=4)
     steps = grpo(Learner(model, MasterAdamW(model)), Engine(model, tokenizer), tokenizer, task, config, seed=0)
     found = [step.metrics for step in steps]

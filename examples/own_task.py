@@ -37,7 +37,8 @@ def main(steps=12):
     from dunwu.rollout.engine import Engine
     from dunwu.tasks.user import load_task
     from dunwu.train.config import GrpoConfig, SftConfig
-    from dunwu.train.grpo import Learner, grpo
+    from dunwu.train.grpo import grpo
+    from dunwu.train.learner import Learner
     from dunwu.train.optim import MasterAdamW
     from dunwu.train.sft import sft
 
@@ -46,13 +47,12 @@ def main(steps=12):
     tokenizer = train_from_texts(map("".join, golds), 280)
     model = Transformer(model_preset("tiny", tokenizer.vocab_size))
     model.init_weights(torch.Generator().manual_seed(0))
-    pairs = [(tokenizer.encode(asked), [*tokenizer.encode(right), tokenizer.end_id]) for asked, right in golds]
+    pairs = ((tokenizer.encode(asked), [*tokenizer.encode(right), tokenizer.end_id]) for asked, right in golds)
     examples = [Encoded((*a, *b), (0,) * len(a) + (1,) * len(b)) for a, b in pairs]
     list(sft(model, MasterAdamW(model), examples, SftConfig(epochs=30, batch_tokens=1000, lr=3e-3), seed=0))
     config = GrpoConfig(steps=steps, problems=16, group_size=16, max_tokens=3, lr=1e-3, warmup=1, minibatches=4)
-    learner = Learner(model, MasterAdamW(model))
-    rewards = [s.metrics["grpo/reward"] for s in grpo(learner, Engine(model, tokenizer), tokenizer, task, config, 0)]
-    print("reward by step:", *(f"{reward:.2f}" for reward in rewards))
+    steps = grpo(Learner(model, MasterAdamW(model)), Engine(model, tokenizer), tokenizer, task, config, seed=0)
+    print("reward by step:", *(rewards := [round(step.metrics["grpo/reward"], 2) for step in steps]))
     return rewards
 
 

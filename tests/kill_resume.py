@@ -1,6 +1,6 @@
-"""Kill a short run of r1-zero or r1 with SIGKILL at random moments, resume it each time, compare it with a run left alone.
+"""Kill a short run of a recipe with SIGKILL at random moments, resume it each time, compare it with a run left alone.
 
-    python tests/kill_resume.py --kills 100 --seed 0 [--recipe r1]
+    python tests/kill_resume.py --kills 100 --seed 0 [--recipe r1|dpo|ppo|rlhf]
 
 Every attempt is a process of its own. Half of the kills come at a random time; the other half just before a random file
 operation (opening for writing, renaming, removing, making a folder), where half-done work would be. Fresh runs follow
@@ -13,6 +13,7 @@ Prints one JSON line; exit 0 if everything is identical. Needs `os.fork`. Not co
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -24,16 +25,23 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dunwu import machine
+from dunwu.data.tokenizer import train_from_texts
 from dunwu.eval.report import write_report
 from dunwu.log import Run, read_json, read_metrics, read_rollouts
-from dunwu.recipes import r1, r1_zero
+from dunwu.model.config import model_preset
+from dunwu.model.hf import save_model
+from dunwu.model.transformer import Transformer
+from dunwu.recipes import dpo, ppo, r1, r1_zero, rlhf
 from dunwu.recipes.configs import EvidenceConfig, R1ZeroConfig
+from dunwu.recipes.dpo_config import DpoRunConfig
+from dunwu.recipes.ppo_config import PpoRunConfig
 from dunwu.recipes.r1_config import (
     ColdStartConfig,
     FinalConfig,
@@ -44,17 +52,22 @@ from dunwu.recipes.r1_config import (
     TableConfig,
 )
 from dunwu.recipes.r1_presets import R1_PRESETS
+from dunwu.recipes.rlhf_arms import FILE as RLHF_FILE
+from dunwu.recipes.rlhf_config import RLHF_PRESETS, ComparisonConfig, DemonstrationConfig, MeasureConfig, RlhfConfig
 from dunwu.store import Store
 from dunwu.tasks.countdown import CountdownConfig
-from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig
+from dunwu.train.config import GrpoConfig, PretrainConfig, SftConfig, StabilityConfig
 from dunwu.train.distill_config import DistillConfig
+from dunwu.train.dpo_config import DpoConfig
+from dunwu.train.ppo_config import PpoConfig
 from dunwu.train.rm_config import RmConfig
+from dunwu.world.general import sft_examples
 from dunwu.world.knobs import Knobs
 
 TIMED = ("time", "seconds", "tokens_per_second")
 """Endings of the names of figures that no two runs share."""
 STAGES = ("tokenizer", "shards", "base", "r1-zero", "evidence")
-TABLES = ("evidence.json", "stages.json")
+TABLES = ("evidence.json", "stages.json", RLHF_FILE)
 """What the recipes put into the run folder for the report."""
 
 
@@ -134,9 +147,90 @@ def short_r1_config() -> R1Config:
     )
 
 
+@cache
+def short_dpo_config() -> DpoRunConfig:
+    """KTO of a model that knows nothing, two passes. Model and pairs lie in a folder made by the process that calls this first."""
+    folder = Path(tempfile.mkdtemp(prefix="dunwu-kill-dpo-"))
+    atexit.register(shutil.rmtree, folder, True)
+    encoder = train_from_texts([f"user assistant say {n} here is {n} no" for n in range(9)], 330)
+    model = Transformer(model_preset("tiny", encoder.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_model(model, folder / "model", encoder.end_id)
+    encoder.save(folder / "model")
+    rows = [{"prompt": f"say {n} {n % 7}", "chosen": f"here is {n}", "rejected": f"no {n}"} for n in range(40)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return DpoRunConfig(
+        model=str(folder / "model"),
+        data=(str(folder / "pairs.jsonl"),),
+        dpo=DpoConfig(loss="kto", rows=4, epochs=2, warmup=2, lr=3e-3, held_out=0.2),
+        held_out_every=3,
+        save_every=2,
+        precision="fp32",
+        device="cpu",
+    )
+
+
+@cache
+def short_ppo_config() -> PpoRunConfig:
+    """PPO with all it can carry: a critic that warms up, a KL that steers itself, a reference that moves, four updates a step."""
+    model = short_dpo_config().model
+    settings = PpoConfig(
+        steps=8,
+        problems=3,
+        group_size=3,
+        max_tokens=8,
+        warmup=2,
+        minibatches=2,
+        epochs=2,
+        kl_coef=0.05,
+        reference_every=3,
+        value_warmup=2,
+        reward="random",
+        stability=StabilityConfig(kl_target=0.01, entropy_target=5.0),
+    )
+    return PpoRunConfig(
+        model=model,
+        task="countdown",
+        options=("high=6", "target_high=20"),
+        ppo=settings,
+        held_out=4,
+        held_out_every=3,
+        save_every=2,
+        device="cpu",
+    )
+
+
+@cache
+def short_rlhf_config() -> RlhfConfig:
+    """RLHF on a base that knows nothing but letters, made by the process that calls this first: an ensemble's PPO, and GRPO."""
+    folder = Path(tempfile.mkdtemp(prefix="dunwu-kill-rlhf-"))
+    atexit.register(shutil.rmtree, folder, True)
+    encoder = train_from_texts([message.content for row in sft_examples(1, 200) for message in row.messages], 400)
+    model = Transformer(model_preset("tiny", encoder.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_model(model, folder, encoder.end_id)
+    encoder.save(folder)
+    tiny = RLHF_PRESETS["tiny"]
+    return replace(
+        tiny,
+        base=str(folder),
+        demonstrations=DemonstrationConfig(rows=120),
+        comparisons=ComparisonConfig(prompts=16, held_out=8, replies=3),
+        ppo=replace(tiny.ppo, problems=8, max_tokens=8),
+        grpo=replace(tiny.grpo, problems=2, max_tokens=8),
+        arms=("mean+kl-0.1", "grpo"),
+        measure=MeasureConfig(every=2, problems=6, final=8, kl_budget=0.1, best_of=4, shown=1),
+        device="cpu",
+        save_every=1,
+    )
+
+
 RECIPES: dict[str, tuple[Callable[[], Any], Callable[[Run, Any], None]]] = {
     "r1-zero": (short_config, r1_zero.run),
     "r1": (short_r1_config, r1.run),
+    "dpo": (short_dpo_config, dpo.run),
+    "ppo": (short_ppo_config, ppo.run),
+    "rlhf": (short_rlhf_config, rlhf.run),
 }
 """Recipe → its short config and its story."""
 
@@ -309,6 +403,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["RAYON_NUM_THREADS"] = "1"
+    RECIPES[args.recipe][0]()  # what a recipe makes for itself is made here, and inherited
     machine.git_commit()  # asked once, here, and not again by every child
     began = time.monotonic()
     dice = random.Random(args.seed)

@@ -40,6 +40,7 @@ BENCHMARKS: dict[str, str] = {
     "train": "tokens/s and share of the GEMM limit of pretraining, SFT and the GRPO update; peer: transformers' Trainer",
     "grpo": "a whole GRPO step of 512 samples, and how its cost grows; peer: TRL's GRPOTrainer",
     "architectures": "tokens/s of training and sampling, dense, MLA, experts, V3's: the same weights a token",
+    "control": "steps/s of PPO on CartPole and Pendulum, and the return reached; peer: Stable-Baselines3",
     "data": "web pages to records: MinHash, filters, extraction, the whole pipeline; peer: datatrove",
     "verify": "lines/s of the verifiers",
     "tokenize": "MB/s of encoding, and lines/s of decoding",

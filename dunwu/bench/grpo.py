@@ -18,7 +18,8 @@ from dunwu.model.hf import save_model
 from dunwu.model.transformer import Transformer
 from dunwu.rollout.engine import Engine
 from dunwu.train.config import GrpoConfig
-from dunwu.train.grpo import Learner, grpo
+from dunwu.train.grpo import grpo
+from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
 from dunwu.types import Problem, Verdict
 

@@ -21,7 +21,8 @@ from dunwu.model.config import ModelConfig
 from dunwu.model.hf import save_model
 from dunwu.model.transformer import Transformer
 from dunwu.train.config import GrpoConfig, SftConfig
-from dunwu.train.grpo import Learner, update
+from dunwu.train.grpo import update
+from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.pretrain import next_token_loss
 from dunwu.train.rows import Row

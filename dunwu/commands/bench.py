@@ -55,7 +55,7 @@ BENCH = Command(
         arg(
             "name",
             metavar="NAME",
-            help="rollout, train, grpo, architectures, data, tokenizer, verify, tokenize or world",
+            help="rollout, train, grpo, architectures, control, data, tokenizer, verify, tokenize or world",
         ),
         arg("--pairs", type=int, default=5, help="turns of ours and the peer's (5)"),
         arg("--quick", action="store_true", help="tiny sizes: shows that it works, measures nothing"),

@@ -16,12 +16,33 @@ _FOLDER = arg("folder", nargs="?", type=Path, default=_RUNS, metavar="FOLDER", h
 
 
 def _doctor(args: argparse.Namespace) -> Result:
-    from dunwu.doctor import examine
+    if args.run is None:
+        from dunwu.doctor import examine
 
-    return examine()
+        return examine()
+    from dunwu.eval.report_doctor import consult
+
+    folder, stage = args.run, ""
+    if not Path(folder).is_dir() and ":" in folder:
+        folder, _, stage = folder.rpartition(":")
+    return {"run": folder, **consult(Path(folder), stage)}
 
 
 def _show_doctor(facts: Result) -> None:
+    (_show_patient if "healthy" in facts else _show_machine)(facts)
+
+
+def _show_patient(found: Result) -> None:
+    for finding in found["findings"]:
+        print(f"{finding['pathology']}: {finding['stage']}, steps {finding['first_step']} to {finding['last_step']}")
+        print(f"  {finding['what']}\n  cure: {finding['cure']}")
+    if not found["stages"]:
+        print(f"{found['run']}: no stage of reinforcement learning, nothing to judge")
+    elif found["healthy"]:
+        print(f"{found['run']}: healthy ({', '.join(found['stages'])})")
+
+
+def _show_machine(facts: Result) -> None:
     torch, home, native = facts["torch"], facts["home"], facts["native"]
     features = [name for name, there in facts["cpu_features"].items() if there]
     extras = [name for name, there in facts["extras"].items() if there]
@@ -38,7 +59,12 @@ def _show_doctor(facts: Result) -> None:
         print(f"{finding['level']:9} {finding['what']}" + (f" ({finding['cure']})" if finding["cure"] else ""))
 
 
-DOCTOR = Command("what this machine can do, what will be slow, and the cure", _doctor, _show_doctor)
+DOCTOR = Command(
+    "what this machine can do, what will be slow, and the cure; with RUN, what a run suffers from",
+    _doctor,
+    _show_doctor,
+    (arg("run", nargs="?", metavar="RUN", help="a run folder, or RUN:STAGE: its pathologies instead of the machine"),),
+)
 
 
 def _run(args: argparse.Namespace) -> Result:
@@ -52,6 +78,8 @@ def _run(args: argparse.Namespace) -> Result:
     if preset not in recipe.presets:
         raise UsageError(f"{recipe.name} has no preset {preset!r}", f"choose from {', '.join(recipe.presets)}")
     config = parse_flags(recipe.presets[preset], args.rest, also=args.flags)
+    resolved = getattr(config, "resolved", None)
+    config = resolved() if resolved else config  # what run.json says is what runs
     suffix = ("" if preset == recipe.default_preset else f"-{preset}") + (f"-seed{args.seed}" if args.seed else "")
     out = args.out or _RUNS / f"{recipe.name}{suffix}"
     tell = recipe.load()

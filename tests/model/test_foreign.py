@@ -23,7 +23,8 @@ from dunwu.rollout.engine import Engine
 from dunwu.rollout.stream import stream
 from dunwu.rollout.torch_decoder import TorchDecoder
 from dunwu.train.config import GrpoConfig
-from dunwu.train.grpo import Learner, grpo
+from dunwu.train.grpo import grpo
+from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
 from dunwu.types import DunwuError, Problem, SamplingParams, Verdict
 from tests.model.shapes import QWEN2, random_model
