@@ -24,6 +24,7 @@ I is an interval as `Interval.as_json` gives it (`{"value", "low", "high", "n"}`
       "control": what `report_control` says,
       "rl_study": what `rl_comparison` says,
       "rlhf": what `report_rlhf` says,
+      "preferences", "reward_models": what `report_preference` says,
       "notes": ["sentence", …]
     }
 

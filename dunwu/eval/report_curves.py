@@ -15,6 +15,8 @@ MOST_POINTS = 400
 """Points drawn of one line; longer runs are thinned evenly."""
 HELD_OUT = "/held-out"
 """Ends the name under which a stage logs its held-out curve."""
+HELD_OUT_WORDS = ("held_out", "valid")
+"""How the name of a figure begins that is the same on held-out data: drawn into one chart with it."""
 FEW_POINTS = 12
 """A line of at most so many points is drawn as measured, with dots, not smoothed."""
 
@@ -167,10 +169,13 @@ def stage_figures(curves: Curves, stage: str) -> list[str]:
     known = {key for spec in shown for _, key in spec.lines} | {"pretrain/loss", "pretrain/tokens_per_second"}
     apart = (*(f"{method}reward/" for method in METHODS), "pretrain/valid_loss/", "emergence/")
     for key in sorted(of_stage):
-        varies = len({y for _, y in of_stage[key]}) > 1
-        if varies and key not in known and not key.startswith(apart):
-            kind, _, name = key.partition("/")
-            spec = Figure(name.replace("_", " ") or kind, "", key, ((name or kind, key),), "", from_zero=False)
+        kind, _, name = key.partition("/")
+        varies = len({y for _, y in of_stage[key]}) > 1 and name != "epoch"
+        beside = [f"{kind}/{word}_{name}" for word in HELD_OUT_WORDS if f"{kind}/{word}_{name}" in of_stage]
+        trained = next((name.removeprefix(f"{w}_") for w in HELD_OUT_WORDS if name.startswith(f"{w}_")), "")
+        if varies and key not in known and f"{kind}/{trained}" not in of_stage and not key.startswith(apart):
+            lines = ((name or kind, key), *(("held out", other) for other in beside))
+            spec = Figure(name.replace("_", " ") or kind, "", key, lines, "", from_zero=False)
             drawn.append(_figure(spec, lambda key: of_stage.get(key, []), "step"))
     return [figure for figure in drawn if figure]
 

@@ -147,7 +147,7 @@ def verdicts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     The recipe's own verdicts come first; the rest follows from the curves and the intervals.
     """
     found = list(data["evidence"].get("verdicts") or [])
-    if data["evidence"].keys() & {"rl_study", "rlhf", "lr_finder"}:
+    if data["evidence"].keys() & {"rl_study", "rlhf", "lr_finder", "reward_models", "preferences"}:
         return found
     if "r1" in data:
         return found + list(data["r1"]["table"].get("verdicts") or [])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dunwu.eval.plots import PAGE
 from dunwu.eval.report_architectures import architectures_section, architectures_sentence
@@ -16,9 +16,10 @@ from dunwu.eval.report_curves import (
     pass_at_k_figure,
     pretraining_figures,
     score_and_length,
+    stage_figures,
     training_figures,
 )
-from dunwu.eval.report_data import OFFLINE, headline
+from dunwu.eval.report_data import OFFLINE, curve, headline
 from dunwu.eval.report_doctor import doctor_section
 from dunwu.eval.report_extension import extension_section, extension_sentence
 from dunwu.eval.report_lr import lr_section, lr_sentence
@@ -39,6 +40,12 @@ from dunwu.eval.report_parts import (
     stage_figure,
     table,
 )
+from dunwu.eval.report_preference import (
+    preference_section,
+    preference_sentence,
+    reward_models_section,
+    reward_models_sentence,
+)
 from dunwu.eval.report_r1 import r1_hero, r1_sections, r1_sentence
 from dunwu.eval.report_rl_study import rl_study_section, rl_study_sentence
 from dunwu.eval.report_rlhf import rlhf_section, rlhf_sentence
@@ -52,68 +59,60 @@ def page(data: Mapping[str, Any]) -> str:
     return whole_page(title, "\n".join(section for section in _sections(data) if section))
 
 
+class Study(NamedTuple):
+    """How a run with evidence of its own kind is told."""
+
+    section: Callable[[Mapping[str, Any]], str]
+    sentence: Callable[[Mapping[str, Any]], str]
+    stages: bool = False
+    training: bool = False
+
+
+STUDIES: dict[str, Study] = {
+    "architectures": Study(architectures_section, architectures_sentence),
+    "rl_study": Study(rl_study_section, rl_study_sentence),
+    "rlhf": Study(rlhf_section, rlhf_sentence, stages=True),
+    "lr_finder": Study(lr_section, lr_sentence, training=True),
+    "control": Study(control_section, control_sentence),
+    "extension": Study(extension_section, extension_sentence, stages=True, training=True),
+    "reward_models": Study(reward_models_section, reward_models_sentence, stages=True),
+    "preferences": Study(preference_section, preference_sentence, stages=True, training=True),
+}
+"""Key of `evidence.json` → what it is shown by, instead of the sections about reinforcement."""
+
+
+TAUGHT = ("sft/", "rm/", "dpo/", "distill/", "expert/", "reject/")
+"""How the keys of a stage begin that learns without reinforcement, or makes what is learned from."""
+
+
+def _study(data: Mapping[str, Any]) -> tuple[Study, Mapping[str, Any]] | None:
+    evidence = data["evidence"]
+    return next(((study, evidence[key]) for key, study in STUDIES.items() if evidence.get(key)), None)
+
+
 def _sections(data: Mapping[str, Any]) -> Iterator[str]:
     yield _top(data)
     if "r1" in data:
         yield from r1_sections(data)
-        yield doctor_section(data)
-        yield _settings(data)
-        yield _lineage(data)
-        yield _footer(data)
-        return
-    if side := data["evidence"].get("architectures"):
-        yield architectures_section(side)
-        yield doctor_section(data)
-        yield _settings(data)
-        yield _footer(data)
-        return
-    if study := data["evidence"].get("rl_study"):
-        yield rl_study_section(study)
-        yield doctor_section(data)
-        yield _settings(data)
-        yield _lineage(data)
-        yield _footer(data)
-        return
-    if preferred := data["evidence"].get("rlhf"):
-        yield rlhf_section(preferred)
+    elif told := _study(data):
+        study, found = told
+        yield study.section(found)
+        yield _stages(data) if study.stages else ""
+        yield _training(data) if study.training else ""
+    elif data["rl_stages"] or data["evidence"].get("checkpoints") or not data["curves"]:
         yield _stages(data)
-        yield doctor_section(data)
-        yield _settings(data)
-        yield _lineage(data)
-        yield _footer(data)
-        return
-    if rates := data["evidence"].get("lr_finder"):
-        yield lr_section(rates)
+        yield _picture(data)
+        yield _behaviours(data)
+        yield _completions(data)
+        yield _controls(data)
+        yield _groups(data)
         yield _training(data)
-        yield doctor_section(data)
-        yield _settings(data)
-        yield _lineage(data)
-        yield _footer(data)
-        return
-    if control := data["evidence"].get("control"):
-        yield control_section(control)
-        yield _settings(data)
-        yield _lineage(data)
-        yield _footer(data)
-        return
-    if found := data["evidence"].get("extension"):
-        yield extension_section(found)
+        yield in_context_section(data)
+        yield _checkpoints(data)
+    else:
         yield _stages(data)
         yield _training(data)
-        yield doctor_section(data)
-        yield _settings(data)
-        yield _lineage(data)
-        yield _footer(data)
-        return
-    yield _stages(data)
-    yield _picture(data)
-    yield _behaviours(data)
-    yield _completions(data)
-    yield _controls(data)
-    yield _groups(data)
-    yield _training(data)
-    yield in_context_section(data)
-    yield _checkpoints(data)
+        yield in_context_section(data)
     yield doctor_section(data)
     yield _settings(data)
     yield _lineage(data)
@@ -127,19 +126,11 @@ def _top(data: Mapping[str, Any]) -> str:
     badge = f'<span class="badge{"" if status == "done" else " bad"}">{safe(status)}</span>'
     facts = [data["name"], f"seed {run.get('seed', '?')}", str(run.get("start", ""))[:16].replace("T", " ")]
     parts = [f'<p class="eyebrow">dunwu 顿悟 · {" · ".join(safe(f) for f in facts if f)} {badge}</p>']
-    extension, side = data["evidence"].get("extension"), data["evidence"].get("architectures")
-    if extension or side:
-        sentence = extension_sentence(extension) if extension else architectures_sentence(side)
-    elif study := data["evidence"].get("rl_study"):
-        sentence = rl_study_sentence(study)
-    elif preferred := data["evidence"].get("rlhf"):
-        sentence = rlhf_sentence(preferred)
-    elif rates := data["evidence"].get("lr_finder"):
-        sentence = lr_sentence(rates)
-    elif control := data["evidence"].get("control"):
-        sentence = control_sentence(control)
+    if told := _study(data):
+        study, found = told
+        sentence = study.sentence(found)
     else:
-        sentence = r1_sentence(data) if whole_r1 else _sentence(rise)
+        sentence = r1_sentence(data) if whole_r1 else _sentence(rise) if rise else _loss_sentence(data)
     parts.append(f"<h1>{safe(run.get('recipe', 'run'))}: {safe(sentence)}</h1>")
     if status == "running":
         parts.append(note("The run had not ended when this page was written; what is here is what was there."))
@@ -159,7 +150,7 @@ def _top(data: Mapping[str, Any]) -> str:
     ]
     if rows:
         parts.append(f'<ul class="verdicts">{"".join(rows)}</ul>')
-    else:
+    elif data["rl_stages"] or not data["curves"] or whole_r1:
         what = "No stage has" if whole_r1 else "No held-out score and no behaviours have"
         parts.append(note(f"{what} been measured yet."))
     return "".join(parts)
@@ -174,9 +165,16 @@ def _reason(verdict: Mapping[str, Any]) -> str:
     return f'<small class="reason">{safe(verdict["reason"])}</small>' if verdict.get("reason") else ""
 
 
+def _loss_sentence(data: Mapping[str, Any]) -> str:
+    """Where nothing was reinforced: the held-out loss of what was taught, or that there is none yet."""
+    for key in ("sft/valid_loss", "pretrain/valid_loss"):
+        if found := curve(data, key):
+            first, last = found[0][1], found[-1][1]
+            return f"held-out loss from {first:.3f} to {last:.3f} nats a token"
+    return "no held-out score yet"
+
+
 def _sentence(rise: Mapping[str, Any]) -> str:
-    if not rise:
-        return "no held-out score yet"
     base, result = rise["base"]["value"], rise["result"]["value"]
     if f"{base:.0%}" == f"{result:.0%}":
         return f"stays at {base:.0%} on held-out problems"
@@ -199,7 +197,8 @@ def _hero(rise: Mapping[str, Any]) -> str:
 
 def _stages(data: Mapping[str, Any]) -> str:
     drawn = stage_figure(data["stages"])
-    body = f'<figure class="wide scroll">{drawn}</figure>' if drawn else note("No stage has begun.")
+    wide = "wide scroll" if len(data["stages"]) > 2 else "scroll"  # a box or two stay as large as they are
+    body = f'<figure class="{wide}">{drawn}</figure>' if drawn else note("No stage has begun.")
     return heading("Stages", "阶段") + body
 
 
@@ -295,6 +294,10 @@ def _training(data: Mapping[str, Any]) -> str:
     figures = pretraining_figures(data["curves"])
     if figures:
         parts.append(heading("Pretraining", "预训练") + f'<div class="grid">{"".join(figures)}</div>')
+    for stage, of_stage in data["curves"].items():
+        if of_stage and all(key.startswith(TAUGHT) for key in of_stage):
+            figures = stage_figures(data["curves"], stage)
+            parts.append(heading(f"Training: {stage}", "训练") + f'<div class="grid">{"".join(figures)}</div>')
     return "".join(parts) or heading("Training", "训练") + note("No training metrics have been logged.")
 
 

@@ -26,6 +26,7 @@ from dunwu.model.transformer import Transformer
 from dunwu.recipes.adapters import fit_adapters, keep_adapter
 from dunwu.recipes.dpo_config import DpoRunConfig
 from dunwu.recipes.pretraining import MODEL, restore
+from dunwu.recipes.rm import keep_report
 from dunwu.recipes.stages import file_digest, model_digest
 from dunwu.recipes.user_data import Unusable, tell_bad_rows, write_bad_rows
 from dunwu.recipes.user_models import model_folder
@@ -82,6 +83,7 @@ def run(run: Run, config: DpoRunConfig) -> None:
         lora=config.lora,
     )
     tell_bad_rows(run, made)
+    keep_report(run, made, PREFERENCES)
     seen = made.meta["metrics"]
     span = f"[{seen['accuracy_low']:.3f}, {seen['accuracy_high']:.3f}]"
     before = f"ranking {seen['ranking_before']:.3f} → {seen['ranking']:.3f}, " if "ranking" in seen else ""

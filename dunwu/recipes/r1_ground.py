@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.log import Run
@@ -66,6 +67,23 @@ def ground(run: Run, config: R1Config) -> Ground:
     vocabulary = stages.tokenizer(run, config, seed, records)
     tokens = stages.shards(run, config, seed, vocabulary, records)
     return Ground(stages.base(run, config, seed, vocabulary, tokens), vocabulary, tokens, records)
+
+
+class BaseConfig(stages.PagesConfig, Protocol):
+    """What `base_of` reads of a recipe's config."""
+
+    @property
+    def base(self) -> str: ...
+
+
+def base_of(run: Run, config: BaseConfig) -> tuple[Artifact, Artifact | None]:
+    """The base a study starts from: trained on the world's pages, with the tokens it was trained on; or the user's, without."""
+    if config.base:
+        return given_model(run, "base", config.base), None
+    seed = stages.base_seed(run.seed, config)
+    vocabulary = stages.tokenizer(run, config, seed)
+    tokens = stages.shards(run, config, seed, vocabulary)
+    return stages.base(run, config, seed, vocabulary, tokens), tokens
 
 
 def given_model(run: Run, stage: str, name: str) -> Artifact:

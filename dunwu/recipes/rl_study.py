@@ -23,9 +23,8 @@ from dunwu.eval.rl_comparison import compare, study_table
 from dunwu.log import Run, read_metrics
 from dunwu.model.hf import from_pretrained, stop_ids_of
 from dunwu.model.runtime import COMPUTED, prepare_torch, resolve_device
-from dunwu.recipes import stages
 from dunwu.recipes.pretraining import MODEL
-from dunwu.recipes.r1_ground import given_model
+from dunwu.recipes.r1_ground import base_of
 from dunwu.recipes.reinforce import OnStep, open_learner, reinforce, save_learner
 from dunwu.recipes.rl_study_config import VARIANT_TASK, RlStudyConfig
 from dunwu.rollout.engine import Engine
@@ -62,7 +61,7 @@ def run(run: Run, config: RlStudyConfig) -> None:
     if run.seed in config.more_seeds:
         raise UsageError(f"seed {run.seed} is the run's own and among more_seeds", "name others with --more_seeds")
     prepare_torch(config.device)
-    base = ground(run, config)
+    base, _ = base_of(run, config)
     wanted = units(config, run.seed)
     tasks = list(dict.fromkeys(unit.task for unit in wanted))
     bases = {task: measure_base(run, config, task, base) for task in tasks}
@@ -105,15 +104,6 @@ def units(config: RlStudyConfig, seed: int) -> list[Unit]:
     arms = [Unit(task, arm, s) for task in config.tasks for s in seeds for arm in config.arms]
     variants = [Unit(VARIANT_TASK, name, s) for s in seeds[: config.variant_seeds] for name in config.variants]
     return list(dict.fromkeys(arms + variants))
-
-
-def ground(run: Run, config: RlStudyConfig) -> Artifact:
-    """The base all arms start from: trained on the world's pages, or the user's."""
-    if config.base:
-        return given_model(run, "base", config.base)
-    seed = stages.base_seed(run.seed, config)
-    vocabulary = stages.tokenizer(run, config, seed)
-    return stages.base(run, config, seed, vocabulary, stages.shards(run, config, seed, vocabulary))
 
 
 def make_task(config: RlStudyConfig, name: str) -> Task:

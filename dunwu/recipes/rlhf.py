@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dunwu.log import Run
 from dunwu.model.runtime import prepare_torch
-from dunwu.recipes import stages
-from dunwu.recipes.r1_ground import given_model
+from dunwu.recipes.r1_ground import base_of
 from dunwu.recipes.rlhf_arms import best_of_n, measured, optimised, write_found
 from dunwu.recipes.rlhf_config import RlhfConfig
 from dunwu.recipes.rlhf_stages import comparisons, demonstrations, fine_tuned, reward_models, reward_zero
@@ -22,14 +21,7 @@ def run(run: Run, config: RlhfConfig) -> None:
     prepare_torch(config.device)
 
     # 0. The world's pages → tokenizer → shards → base; or a model folder.
-    tokens = None
-    if config.base:
-        base = given_model(run, "base", config.base)
-    else:
-        seed = stages.base_seed(run.seed, config)
-        vocabulary = stages.tokenizer(run, config, seed)
-        tokens = stages.shards(run, config, seed, vocabulary)
-        base = stages.base(run, config, seed, vocabulary, tokens)
+    base, tokens = base_of(run, config)
 
     # 1. Demonstrations of mixed quality → the SFT model, from which everything else begins.
     demos = demonstrations(run, config)

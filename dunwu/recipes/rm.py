@@ -54,7 +54,7 @@ from dunwu.train.rm_config import RmConfig
 from dunwu.train.rm_rows import AnyRow, balance_lengths, held_out_rows
 from dunwu.types import DunwuError, derive_seed
 
-__all__ = ["CALIBRATION", "Source", "check_fit", "read_files", "reward_stage", "run"]
+__all__ = ["CALIBRATION", "Source", "check_fit", "keep_report", "read_files", "reward_stage", "run"]
 
 CALIBRATION = "calibration.json"
 
@@ -79,9 +79,16 @@ def run(run: Run, config: RmRunConfig) -> None:
         lora=config.lora,
     )
     tell_bad_rows(run, made)
+    keep_report(run, made, CALIBRATION)
     figures = made.meta["metrics"]
     span = f"[{figures['accuracy_low']:.3f}, {figures['accuracy_high']:.3f}]"
     print(f"{made.path / MODEL}: held-out accuracy {figures['accuracy']:.3f} {span} on {figures['held_out_rows']} rows")
+
+
+def keep_report(run: Run, made: Artifact, file: str) -> None:
+    """What a stage found on held-out labels becomes the run's evidence, which report.html shows."""
+    evidence = {"preferences": read_json(made.path / file)}
+    write_atomically(run.dir / "evidence.json", json.dumps(evidence, indent=1) + "\n")
 
 
 def check_fit(folder: Path, context: int) -> None:

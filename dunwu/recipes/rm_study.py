@@ -72,8 +72,12 @@ def run(run: Run, config: RmStudyConfig) -> None:
         ways: tuple[Combine, ...] = ("mean",) if single else ("mean", "worst", "uncertainty")
         for way in ways:
             judge = Ensemble.load(artifact.path, resolve_device(config.device), way)
-            row = {"arm": name if single else f"{name}, {way}", "settings": asdict(arms(config)[name])}
-            row |= {"updates": artifact.meta["metrics"]["updates"], "seconds": round(artifact.meta["seconds"], 1)}
+            row: dict[str, Any] = {"arm": name if single else f"{name}, {way}", "settings": asdict(arms(config)[name])}
+            row |= {
+                "replies": config.replies,
+                "updates": artifact.meta["metrics"]["updates"],
+                "seconds": round(artifact.meta["seconds"], 1),
+            }
             row |= measured(judge, encoder, test, chances)
             rows.append(row | {"training_requests": measured(judge, encoder, again, known)["of_bayes"]})
     found = {"crowd": asdict(config.crowd), "ceiling": ceiling, "rows": rows}
