@@ -29,6 +29,7 @@ from dunwu.recipes import (
     rl_study_config,
     rlhf_config,
     rm_config,
+    rm_study_config,
     sft_config,
 )
 from dunwu.types import UsageError
@@ -184,9 +185,9 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="rm-study",
-            summary="reward models of every kind on the world's noisy labels, against the best possible: --model RUN:base",
-            config=rm_config.RmStudyConfig,
-            presets=rm_config.RM_STUDY_PRESETS,
+            summary="reward models of every kind on the world's noisy labels, against the best possible",
+            config=rm_study_config.RmStudyConfig,
+            presets=rm_study_config.RM_STUDY_PRESETS,
             run="dunwu.recipes.rm_study:run",
         ),
         Recipe(

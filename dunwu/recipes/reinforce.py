@@ -32,7 +32,7 @@ from dunwu.train.learner import Learner
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.ppo import Pages, ppo
 from dunwu.train.ppo_config import PpoConfig
-from dunwu.train.reward_model import load_reward_model
+from dunwu.train.reward_model import RewardModel, load_reward_model
 from dunwu.train.value import Critic, ValueModel
 from dunwu.types import DunwuError, Sampler, SamplingParams, Task
 
@@ -99,7 +99,7 @@ def make_critic(
     head = backbone = None
     if config.critic == "own" and reward_model is not None:
         judge, _ = load_reward_model(reward_model, device)
-        backbone, head = judge.backbone, judge.score.weight.detach()
+        backbone, head = judge.backbone, judge.score.weight.detach() if isinstance(judge, RewardModel) else None
         if backbone.config.vocab_size != policy.config.vocab_size:
             what = f"the reward model has {backbone.config.vocab_size} tokens, the policy {policy.config.vocab_size}"
             raise DunwuError(what, "use a reward model made from a model with the same tokenizer")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from dunwu.data.chat import parse_reply, read_chat, read_rankings, write_chat, write_rankings
 from dunwu.data.tokenizer import load_tokenizer
@@ -18,15 +18,16 @@ from dunwu.log import Run, read_json
 from dunwu.model.hf import from_pretrained
 from dunwu.model.runtime import resolve_device
 from dunwu.recipes.pretraining import MODEL
-from dunwu.recipes.rlhf_config import Judges, RlhfConfig
+from dunwu.recipes.rlhf_config import DemonstrationConfig, Judges, RlhfConfig
 from dunwu.recipes.rm import reward_stage
+from dunwu.recipes.rm_cases import measured as judged_pairs
 from dunwu.recipes.rm_cases import read_files
-from dunwu.recipes.rm_study import measured as judged_pairs
 from dunwu.recipes.sft import HELD_OUT, TRAIN, fine_tune
 from dunwu.recipes.sft_config import SftRunConfig
 from dunwu.rollout.engine import Engine
 from dunwu.store import Artifact
 from dunwu.tasks.frames import Framed
+from dunwu.train.config import SftConfig
 from dunwu.train.ensemble import Ensemble, Scoring, member_folders
 from dunwu.train.preference import PreferenceTask, PreferenceWeights
 from dunwu.train.reward_model import Scorer
@@ -44,7 +45,22 @@ otherwise (`COMPUTED`) rename `comparisons` and `reward-zero` without it: the ke
 # ---- 1. demonstrations, and the model that imitates them --------------------------------------
 
 
-def demonstrations(run: Run, config: RlhfConfig) -> Artifact:
+class ImitationConfig(Protocol):
+    """What the two stages of imitation read of a recipe's config."""
+
+    @property
+    def demonstrations(self) -> DemonstrationConfig: ...
+    @property
+    def chinese(self) -> float: ...
+    @property
+    def sft(self) -> SftConfig: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+
+
+def demonstrations(run: Run, config: ImitationConfig) -> Artifact:
     """Conversations as people would write them for the model, good and less good, without thinking; split."""
     wanted = config.demonstrations
 
@@ -63,7 +79,7 @@ def demonstrations(run: Run, config: RlhfConfig) -> Artifact:
     return run.stage("demonstrations", build, key, version=VERSION)
 
 
-def fine_tuned(run: Run, config: RlhfConfig, base: Artifact, demos: Artifact) -> Artifact:
+def fine_tuned(run: Run, config: ImitationConfig, base: Artifact, demos: Artifact) -> Artifact:
     """The SFT model: the base taught the demonstrations."""
     settings = SftRunConfig(sft=config.sft, save_every=config.save_every, device=config.device)
     return fine_tune(run, settings, base.path / MODEL, demos)

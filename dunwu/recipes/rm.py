@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -47,8 +47,9 @@ from dunwu.recipes.user_models import model_folder
 from dunwu.store import Artifact
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.ensemble import member_name, pool
+from dunwu.train.likelihood import LikelihoodModel, opening_of
 from dunwu.train.optim import MasterAdamW
-from dunwu.train.reward_model import Meaning, RewardModel, calibrated, save_reward_model
+from dunwu.train.reward_model import AnyRewardModel, Meaning, RewardModel, calibrated, save_reward_model
 from dunwu.train.rm import rm_steps, train_rm
 from dunwu.train.rm_config import RmConfig
 from dunwu.train.rm_rows import AnyRow, balance_lengths, held_out_rows
@@ -120,7 +121,7 @@ def reward_stage(
     save_every: int = 20,
     lora: LoraConfig | None = None,
 ) -> Artifact:
-    """Train a scalar head on the model of `folder`; checkpoints on the way, calibration at the end.
+    """Train a reward model from the model of `folder`; checkpoints on the way, calibration at the end.
 
     Args:
         read: the rows, and those already found unusable; called in the build only.
@@ -193,16 +194,27 @@ def _member(
     if settings.bootstrap:
         dice = Random(derive_seed("rm bootstrap", run.seed, number))
         rows = [rows[dice.randrange(len(rows))] for _ in rows]
-    model = RewardModel.from_model(load_model(folder, *where), derive_seed("rm head", seed))
-    figures = fit_adapters(model, lora, seed, also=("score",))
+    model: AnyRewardModel
+    if settings.head == "likelihood":
+        model = LikelihoodModel(load_model(folder, *where), opening_of(load_tokenizer(folder)), settings.beta)
+        figures = fit_adapters(model.backbone, lora, seed)
+    else:
+        model = RewardModel.from_model(load_model(folder, *where), derive_seed("rm head", seed))
+        figures = fit_adapters(model, lora, seed, also=("score",))
     own = work / f"checkpoint-{number}" if number else work
     own.mkdir(exist_ok=True)
     _train(run, f"{name}/member-{number}" if number else name, model, rows, judged, settings, own, every, seed)
     # Before it is measured, so that the figures are those of the saved model.
-    keep_adapter(model, work / f"member-{number}" if number else work, folder)
+    keep_adapter(
+        model.backbone if isinstance(model, LikelihoodModel) else model,
+        work / f"member-{number}" if number else work,
+        folder,
+    )
     scores = score_cases(model, judged, settings)
     best = best_scores(judged, scores) if settings.centre == "best" else ()
-    meaning = calibrated(Meaning(settings.says, settings.sees), [s for row in scores for s in row], best)
+    meaning = Meaning(settings.says, settings.sees, head=settings.head)
+    meaning = replace(meaning, beta=settings.beta) if settings.head == "likelihood" else meaning
+    meaning = calibrated(meaning, [s for row in scores for s in row], best)
     save_reward_model(model, work / member_name(number), load_tokenizer(folder), meaning)
     return Member(scores, meaning, figures)
 
@@ -223,7 +235,7 @@ def _report(
 def _train(
     run: Run,
     name: str,
-    model: RewardModel,
+    model: AnyRewardModel,
     rows: Sequence[AnyRow],
     judged: Sequence[Case],
     settings: RmConfig,

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from dunwu.data.chat import BadRow, each_chat, each_preference, each_ranking
+from dunwu.data.chat import BadRow, each_chat, each_preference, each_ranking, encode_conversation
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.eval.calibration import ScoredPair, ScoredRanking, pairwise_report, pointwise_report, ranking_report
 from dunwu.recipes.user_data import Unusable
-from dunwu.train.reward_model import RewardModel, score_ids
+from dunwu.train.ensemble import Ensemble
+from dunwu.train.reward_model import AnyRewardModel, score_ids
 from dunwu.train.rm import row_losses
 from dunwu.train.rm_config import Kind, RmConfig
 from dunwu.train.rm_rows import AnyRow, RankedRow, label_row, pair_row, ranking_row
 from dunwu.types import ChatExample, DunwuError, Message, Preference, Ranking
+from dunwu.world.labelers import bayes_accuracy
 
 READERS = {"pairwise": each_preference, "pointwise": each_chat, "ranking": each_ranking}
 
@@ -106,7 +108,7 @@ def _truth(row: Preference | ChatExample | Ranking, replies: int) -> tuple[float
 # ---- what a model says of them --------------------------------------------------------------
 
 
-def score_cases(model: RewardModel, cases: Sequence[Case], settings: RmConfig) -> list[list[float]]:
+def score_cases(model: AnyRewardModel, cases: Sequence[Case], settings: RmConfig) -> list[list[float]]:
     """Raw scores of the sides of each row, in order."""
     found = iter(score_ids(model, [side for case in cases for side in case.row.sides], settings.micro_tokens))
     return [[next(found) for _ in case.row.sides] for case in cases]
@@ -118,7 +120,7 @@ def best_scores(cases: Sequence[Case], scores: Sequence[Sequence[float]]) -> lis
     return [s for row, found in zip(ranks, scores, strict=True) for rank, s in zip(row, found, strict=True) if not rank]
 
 
-def held_out_figures(model: RewardModel, judged: Sequence[Case], settings: RmConfig) -> dict[str, float]:
+def held_out_figures(model: AnyRewardModel, judged: Sequence[Case], settings: RmConfig) -> dict[str, float]:
     """Mean loss, accuracy and margin of held-out rows, as in training."""
     scores = torch.tensor([s for row in score_cases(model, judged, settings) for s in row], dtype=torch.float64)
     losses, margins = row_losses([case.row for case in judged], scores, settings)
@@ -159,3 +161,45 @@ def headline(report: Mapping[str, Any]) -> dict[str, object]:
     if truth and truth["agreement"]:
         figures["agreement_with_truth"] = truth["agreement"]["value"]
     return figures | {name: report[name] for name in ("members", "disagreement") if name in report}
+
+
+def measured(
+    judge: Ensemble, encoder: Tokenizer, test: Sequence[Preference], chances: Sequence[float]
+) -> dict[str, Any]:
+    """A model on labelled pairs: the report of `dunwu.eval.calibration`, and its accuracy over the best possible.
+
+    `expected_accuracy` is the mean chance that a labeler agrees with the model: the accuracy without the luck of the labels;
+    `families` has its share of the best possible for each family of requests.
+    """
+    talks = [[[*pair.messages, pair.chosen], [*pair.messages, pair.rejected]] for pair in test]
+    scores, spread = judge.judged([talk for both in talks for talk in both])
+    pairs = []
+    for number, pair in enumerate(test):
+        lengths = [len(encode_conversation(encoder, talk).ids) for talk in talks[number]]
+        truth = (pair.meta["truth"][0], pair.meta["truth"][1])
+        pairs.append(
+            ScoredPair(scores[2 * number], scores[2 * number + 1], lengths[0], lengths[1], pair.messages, truth)
+        )
+    report = {name: value for name, value in pairwise_report(pairs).items() if name not in ("bins", "pairs")}
+    best, value = bayes_accuracy(chances), report["accuracy"]
+    agreed = [p if pair.margin > 0 else 1 - p for p, pair in zip(chances, pairs, strict=True)]
+    families: dict[str, list[int]] = {}
+    for number, pair in enumerate(test):
+        families.setdefault(pair.meta["family"], []).append(number)
+    report["families"] = {
+        family: fmean(agreed[n] for n in numbers) / bayes_accuracy([chances[n] for n in numbers])
+        for family, numbers in sorted(families.items())
+    }
+    report |= {"expected_accuracy": fmean(agreed), "of_bayes": {k: value[k] / best for k in ("value", "low", "high")}}
+    if len(judge.scorers) > 1:
+        apart = [spread[2 * n] + spread[2 * n + 1] for n in range(len(pairs))]
+        report["disagreement"] = {
+            "right": _mean(a / 2 for a, p in zip(apart, pairs, strict=True) if p.margin > 0),
+            "wrong": _mean(a / 2 for a, p in zip(apart, pairs, strict=True) if p.margin <= 0),
+        }
+    return report
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None

@@ -1,30 +1,30 @@
-"""Reward models as a claim: pairs, margins, rankings, labels and an ensemble, taught by noisy labelers whose truth is known.
+"""Reward models as a claim: pairs, margins, rankings, labels, an ensemble and a likelihood, taught by noisy labelers whose
+truth is known.
 
-Every arm reads as many labelled replies in as many updates. All are measured on the same pairs of requests that none has
+Base → demonstrations → SFT model, from which every arm begins. Every arm reads as many labelled replies in as many updates. All are measured on the same pairs of requests that none has
 seen: against the labels, whose best possible predictor is known (`bayes_accuracy`), and against the truth.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from statistics import fmean
 from typing import Any
 
-from dunwu.data.chat import encode_conversation
-from dunwu.data.tokenizer import Tokenizer, load_tokenizer
+from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import write_atomically
-from dunwu.eval.calibration import ScoredPair, accuracy, pairwise_report
+from dunwu.eval.calibration import accuracy
 from dunwu.log import Run
 from dunwu.model.runtime import prepare_torch, resolve_device
+from dunwu.recipes.pretraining import MODEL
+from dunwu.recipes.r1_ground import base_of
+from dunwu.recipes.rlhf_stages import demonstrations, fine_tuned
 from dunwu.recipes.rm import check_fit, reward_stage
-from dunwu.recipes.rm_cases import Source
-from dunwu.recipes.rm_config import RmStudyConfig
-from dunwu.recipes.stages import model_digest
+from dunwu.recipes.rm_cases import Source, measured
+from dunwu.recipes.rm_study_config import RmStudyConfig
 from dunwu.recipes.user_data import Unusable
-from dunwu.recipes.user_models import model_folder
 from dunwu.train.ensemble import Combine, Ensemble
 from dunwu.train.rm_config import RmConfig
 from dunwu.types import ChatExample, Message, Preference, Ranking
@@ -39,12 +39,14 @@ def run(run: Run, config: RmStudyConfig) -> None:
     """The recipe `rm-study`."""
     config.validate()
     prepare_torch(config.device)
-    folder = model_folder(run, config.model)
+    base, _ = base_of(run, config)
+    sft = fine_tuned(run, config, base, demonstrations(run, config))
+    folder = sft.path / MODEL
     check_fit(folder, config.rm.context)
     crowd = labelers(config, run.seed)
     made = {}
     for name, settings in arms(config).items():
-        key = {"model": model_digest(folder), "crowd": config.crowd, "replies": config.replies}
+        key = {"crowd": config.crowd, "replies": config.replies}
         made[name] = reward_stage(
             run,
             f"rm-{name}",
@@ -52,6 +54,7 @@ def run(run: Run, config: RmStudyConfig) -> None:
             partial(labelled, crowd, settings, config),
             settings,
             key | ({"ranked": config.ranked} if settings.kind == "ranking" else {}),
+            [sft],
             device=config.device,
             held_out_every=config.held_out_every,
             save_every=config.save_every,
@@ -111,6 +114,7 @@ def arms(config: RmStudyConfig) -> dict[str, RmConfig]:
         "plackett-luce": replace(rankings, ranking="plackett-luce"),
         "labels": replace(config.rm, kind="pointwise", rows=config.batch, members=1),
         "ensemble": replace(rankings, members=config.members),
+        "likelihood": replace(rankings, head="likelihood"),
     }
     return {name: every[name] for name in config.arms}
 
@@ -135,43 +139,6 @@ def chances_of(crowd: Crowd, pairs: Sequence[Preference]) -> list[float]:
     return [crowd.chance(pair.meta["truth"], [pair.chosen.content, pair.rejected.content]) for pair in pairs]
 
 
-def measured(
-    judge: Ensemble, encoder: Tokenizer, test: Sequence[Preference], chances: Sequence[float]
-) -> dict[str, Any]:
-    """A model on labelled pairs: the report of `dunwu.eval.calibration`, and its accuracy over the best possible.
-
-    `expected_accuracy` is the mean chance that a labeler agrees with the model: the accuracy without the luck of the labels;
-    `families` has its share of the best possible for each family of requests.
-    """
-    talks = [[[*pair.messages, pair.chosen], [*pair.messages, pair.rejected]] for pair in test]
-    scores, spread = judge.judged([talk for both in talks for talk in both])
-    pairs = []
-    for number, pair in enumerate(test):
-        lengths = [len(encode_conversation(encoder, talk).ids) for talk in talks[number]]
-        truth = (pair.meta["truth"][0], pair.meta["truth"][1])
-        pairs.append(
-            ScoredPair(scores[2 * number], scores[2 * number + 1], lengths[0], lengths[1], pair.messages, truth)
-        )
-    report = {name: value for name, value in pairwise_report(pairs).items() if name not in ("bins", "pairs")}
-    best, value = bayes_accuracy(chances), report["accuracy"]
-    agreed = [p if pair.margin > 0 else 1 - p for p, pair in zip(chances, pairs, strict=True)]
-    families: dict[str, list[int]] = {}
-    for number, pair in enumerate(test):
-        families.setdefault(pair.meta["family"], []).append(number)
-    report["families"] = {
-        family: fmean(agreed[n] for n in numbers) / bayes_accuracy([chances[n] for n in numbers])
-        for family, numbers in sorted(families.items())
-    }
-    report |= {"expected_accuracy": fmean(agreed), "of_bayes": {k: value[k] / best for k in ("value", "low", "high")}}
-    if len(judge.scorers) > 1:
-        apart = [spread[2 * n] + spread[2 * n + 1] for n in range(len(pairs))]
-        report["disagreement"] = {
-            "right": _mean(a / 2 for a, p in zip(apart, pairs, strict=True) if p.margin > 0),
-            "wrong": _mean(a / 2 for a, p in zip(apart, pairs, strict=True) if p.margin <= 0),
-        }
-    return report
-
-
 def graded(judge: Ensemble, crowd: Crowd, grades: Sequence[ChatExample]) -> dict[str, Any]:
     """A pointwise model on labelled replies: is it right of each, and what could be had?"""
     scores = judge.score([list[Message](grade.messages) for grade in grades])
@@ -184,11 +151,6 @@ def graded(judge: Ensemble, crowd: Crowd, grades: Sequence[ChatExample]) -> dict
         "accuracy": right.as_json(),
         "of_bayes": {name: getattr(right, name) / best for name in ("value", "low", "high")},
     }
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return fmean(found) if found else None
 
 
 def verdicts(found: Mapping[str, Any]) -> list[dict[str, Any]]:

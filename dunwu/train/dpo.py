@@ -29,8 +29,9 @@ from torch import Tensor
 from dunwu.model.transformer import Transformer
 from dunwu.train.dpo_config import DpoConfig
 from dunwu.train.dpo_losses import dpo_loss, ipo_loss, kto_loss, log_odds, orpo_loss, reference_point, simpo_loss
-from dunwu.train.dpo_rows import Row, all_logprobs, micro_batches, reply_logprobs
+from dunwu.train.dpo_rows import Row
 from dunwu.train.optim import MasterAdamW, learning_rate
+from dunwu.train.reply_logprobs import all_logprobs, micro_batches, reply_logprobs
 from dunwu.train.steps import TrainStep, check_finite
 from dunwu.types import DunwuError, derive_seed
 

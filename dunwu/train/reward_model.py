@@ -1,5 +1,7 @@
 """A reward model: a language model with a scalar head, what its scores mean, how it scores, and its folder.
 
+Or a language model as it is (`likelihood.py`), which the same functions score with, save and load.
+
 The score is read at the last token of the conversation, found by its position and never by a padding id: rows are padded
 on the right, behind that token, where a causal model cannot look. Saved folders are Hugging Face's
 `…ForSequenceClassification` of the decoder's class with one label; `reward_model.json` beside it says what the scores mean. How one is
@@ -26,12 +28,13 @@ from dunwu.data.chat import encode_conversation
 from dunwu.data.tokenizer import Tokenizer, load_tokenizer
 from dunwu.disk import write_atomically
 from dunwu.model.config import ModelConfig
-from dunwu.model.hf import read_config, save_folder, stored_dtype
+from dunwu.model.hf import load_model, read_config, save_folder, save_model, stored_dtype
 from dunwu.model.hf_config import from_hf_config, to_hf_config
 from dunwu.model.hf_weights import fill, in_files, is_spare, stored_in, unfilled
 from dunwu.model.transformer import Transformer
 from dunwu.native.train import Segment
-from dunwu.train.rm_config import Says, View
+from dunwu.train.likelihood import LikelihoodModel, opening_of
+from dunwu.train.rm_config import Head, Says, View
 from dunwu.types import DunwuError, Message
 
 MEANING = "reward_model.json"
@@ -85,6 +88,9 @@ class RewardModel(nn.Module):
         return F.linear(last_BD.float(), self.score.weight.float())[:, 0]
 
 
+AnyRewardModel = RewardModel | LikelihoodModel
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What the scores of a saved reward model mean."""
@@ -97,6 +103,10 @@ class Meaning:
     """What counts as 0: the mean score over the replies it was calibrated on, or over the best of them."""
     std: float = 1.0
     """Standard deviation of the scores of all of them."""
+    head: Head = "scalar"
+    """"scalar": the decoder's last state goes through `score.weight`; "likelihood": what a language model finds likely."""
+    beta: float = 1.0
+    """β of "likelihood"."""
 
     def normal(self, score: float) -> float:
         """A score in standard deviations from the mean.
@@ -123,8 +133,10 @@ def seen(messages: Sequence[Message], view: View) -> list[Message]:
     return [replace(message, reasoning_content=None) for message in messages]
 
 
-def batch_scores(model: RewardModel, texts: Sequence[Sequence[int]]) -> Tensor:
+def batch_scores(model: AnyRewardModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """Scores (B,) of token sequences, padded on the right, with gradient; the padding's id is never looked at."""
+    if isinstance(model, LikelihoodModel):
+        return model.forward([[text] for text in texts])
     width = max(map(len, texts))
     ids = torch.zeros(len(texts), width, dtype=torch.long)
     for line, text in enumerate(texts):
@@ -134,12 +146,14 @@ def batch_scores(model: RewardModel, texts: Sequence[Sequence[int]]) -> Tensor:
     return scores
 
 
-def family_scores(model: RewardModel, families: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+def family_scores(model: AnyRewardModel, families: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """Scores (B,) of all texts of all families, with gradient: those of `batch_scores`.
 
     Where the model is computed natively, what the texts of a family begin with alike (the prompt of several replies) stands
     once and nothing is padded: K replies cost little more than the tokens of their own.
     """
+    if isinstance(model, LikelihoodModel):
+        return model.forward(families)
     if not model.backbone.native:
         return batch_scores(model, [text for family in families for text in family])
     ids: list[int] = []
@@ -167,7 +181,7 @@ def _shared(family: Sequence[Sequence[int]]) -> int:
     return min(alike, min(map(len, texts)) - 1)
 
 
-def score_ids(model: RewardModel, texts: Sequence[Sequence[int]], micro_tokens: int = 16_384) -> list[float]:
+def score_ids(model: AnyRewardModel, texts: Sequence[Sequence[int]], micro_tokens: int = 16_384) -> list[float]:
     """Raw scores of encoded conversations, in order: batched by length, dropout off, the model left as it was."""
     was_training = model.training
     model.eval()
@@ -190,7 +204,9 @@ class Scorer:
     A score does not depend on what else is in the call, nor on the order, up to rounding.
     """
 
-    def __init__(self, model: RewardModel, tokenizer: Tokenizer, meaning: Meaning, micro_tokens: int = 16_384) -> None:
+    def __init__(
+        self, model: AnyRewardModel, tokenizer: Tokenizer, meaning: Meaning, micro_tokens: int = 16_384
+    ) -> None:
         self.model, self.tokenizer, self.meaning = model, tokenizer, meaning
         self.micro_tokens = micro_tokens
 
@@ -248,9 +264,14 @@ def probability(score: float) -> float:
 # ---- folders --------------------------------------------------------------------------------
 
 
-def save_reward_model(model: RewardModel, folder: Path, tokenizer: Tokenizer, meaning: Meaning) -> None:
+def save_reward_model(model: AnyRewardModel, folder: Path, tokenizer: Tokenizer, meaning: Meaning) -> None:
     """Write a folder of the decoder's class `…ForSequenceClassification` with one label, its tokenizer and
-    `reward_model.json`."""
+    `reward_model.json`; without a head the language model's own class."""
+    if isinstance(model, LikelihoodModel):
+        tokenizer.save(folder, model.config.max_position_embeddings)
+        write_atomically(folder / MEANING, json.dumps(asdict(meaning), indent=2) + "\n")
+        save_model(model.backbone, folder, tokenizer.end_id, tokenizer.stop_ids)
+        return
     config = to_hf_config(model.config, model.score.weight.dtype, tokenizer.end_id)
     config |= {
         "architectures": [name.replace("ForCausalLM", "ForSequenceClassification") for name in config["architectures"]],
@@ -262,13 +283,17 @@ def save_reward_model(model: RewardModel, folder: Path, tokenizer: Tokenizer, me
     save_folder(folder, config, in_files(model.tensors(), model.config), tokenizer.end_id)
 
 
-def load_reward_model(folder: str | Path, device: str = "cpu") -> tuple[RewardModel, Meaning]:
+def load_reward_model(folder: str | Path, device: str = "cpu") -> tuple[AnyRewardModel, Meaning]:
     """A reward model and what its scores mean; one that others saved has no `reward_model.json` and `Meaning()` then.
 
     Raises:
         DunwuError: no such folder, a damaged file, a language model, more than one label, as `load_model`.
     """
     folder = Path(folder)
+    meaning = _load_meaning(folder / MEANING)
+    if meaning.head == "likelihood":
+        opening = opening_of(load_tokenizer(folder))
+        return LikelihoodModel(load_model(folder, device), opening, meaning.beta).eval(), meaning
     config = from_hf_config(read_config(folder), str(folder / "config.json"))
     stored = stored_in(folder)
     head = stored.get("score.weight")
@@ -285,7 +310,7 @@ def load_reward_model(folder: str | Path, device: str = "cpu") -> tuple[RewardMo
         device,
         stored_dtype(stored),
     )
-    return model.eval(), _load_meaning(folder / MEANING)
+    return model.eval(), meaning
 
 
 def _load_meaning(file: Path) -> Meaning:
@@ -294,8 +319,13 @@ def _load_meaning(file: Path) -> Meaning:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         meaning = Meaning(record["kind"], record["view"], float(record["mean"]), float(record["std"]))
+        meaning = replace(meaning, head=record.get("head", "scalar"), beta=float(record.get("beta", 1.0)))
     except (ValueError, KeyError, TypeError) as error:
         raise DunwuError(f"{file} is damaged: {error}", "copy or build the reward model again") from error
-    if meaning.kind not in get_args(Says) or meaning.view not in get_args(View) or not meaning.std > 0:
-        raise DunwuError(f"{file} says {meaning}", "kind is pairwise or pointwise, view summary or whole, std above 0")
+    known = meaning.kind in get_args(Says) and meaning.view in get_args(View) and meaning.head in get_args(Head)
+    if not known or not meaning.std > 0 or not meaning.beta > 0:
+        raise DunwuError(
+            f"{file} says {meaning}",
+            "kind is pairwise or pointwise, view summary or whole, head scalar or likelihood, std and beta above 0",
+        )
     return meaning

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dunwu.train.optim import MasterAdamW, learning_rate
-from dunwu.train.reward_model import RewardModel, family_scores
+from dunwu.train.reward_model import AnyRewardModel, family_scores
 from dunwu.train.rm_config import RmConfig
 from dunwu.train.rm_losses import margin, margin_loss, plackett_luce_loss, ranking_loss
 from dunwu.train.rm_rows import AnyRow, RankedRow, Row, held_out_rows, label_of
@@ -52,7 +52,7 @@ def rows_of_step(rows: Sequence[AnyRow], config: RmConfig, seed: int, step: int)
 
 
 def train_rm(
-    model: RewardModel,
+    model: AnyRewardModel,
     optimizer: MasterAdamW,
     rows: Sequence[AnyRow],
     config: RmConfig,

@@ -14,11 +14,12 @@ Kind = Literal["pairwise", "pointwise", "ranking"]
 Says = Literal["pairwise", "pointwise"]
 """What a score says: rankings, as pairs, teach which of two replies is better."""
 View = Literal["summary", "whole"]
+Head = Literal["scalar", "likelihood"]
 
 
 @dataclass(frozen=True)
 class RmConfig:
-    """A scalar head on a language model (R1, section B.3.4; InstructGPT, arXiv 2203.02155, eq. 1)."""
+    """A language model that scores replies (R1, section B.3.4; InstructGPT, arXiv 2203.02155, eq. 1)."""
 
     kind: Kind = "pairwise"
     """"pairwise": which of two replies is better (R1's helpful model); "pointwise": is one reply safe (its safety model);
@@ -59,6 +60,11 @@ class RmConfig:
     """Pairs only: weight of the row's `meta.margin` m in -log σ(r_chosen - r_rejected - m) (Llama 2); 0 reads no margins."""
     centre: Literal["all", "best"] = later("all")
     """What scores 0 once normalised: the mean of all held-out replies, or of the chosen ones, as InstructGPT's demonstrations."""
+    head: Head = later("scalar")
+    """What scores: a scalar head on the last state, or "likelihood", β times the mean log-probability of the reply's tokens
+    (SimPO, arXiv 2405.14734), for which the model must have been fine-tuned; pairs and rankings only."""
+    beta: float = later(4.0)
+    """β of "likelihood"; 2 to 10 in SimPO."""
     members: int = later(1)
     """Models trained alike but for the seed of head and order; several are an ensemble (arXiv 2310.02743)."""
     bootstrap: bool = later(False)
@@ -101,5 +107,9 @@ class RmConfig:
             raise UsageError(f"ranking {self.ranking!r} with {self.kind} rows", "use --kind ranking")
         if self.centre != "all" and self.kind == "pointwise":
             raise UsageError("a pointwise score is log-odds and has its own 0", "leave centre at all")
+        if self.head != "scalar" and self.kind == "pointwise":
+            raise UsageError("labels of single replies need a score above and below 0", "use --head scalar")
+        if not self.beta > 0:
+            raise UsageError(f"beta is {self.beta}", "use a number above 0, e.g. 4")
         if self.bootstrap and self.members == 1:
             raise UsageError("bootstrap is for the members of an ensemble", "use --members 3, or leave it out")

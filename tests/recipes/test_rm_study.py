@@ -12,7 +12,9 @@ from tiny_runs import run_recipe, save_folder, tiny_model, undocumented
 
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.recipes import rm_study
-from dunwu.recipes.rm_config import RM_STUDY_PRESETS, CrowdConfig, RmStudyConfig
+from dunwu.recipes.rlhf_config import DemonstrationConfig
+from dunwu.recipes.rm_study_config import RM_STUDY_PRESETS, CrowdConfig, RmStudyConfig
+from dunwu.train.config import SftConfig
 from dunwu.train.ensemble import Ensemble
 from dunwu.train.reward_model import Meaning
 from dunwu.train.rm_config import RmConfig
@@ -21,7 +23,8 @@ from dunwu.world.general import pairs
 
 TINY = RmStudyConfig(
     replies=240, batch=8, test=60, members=2, held_out_every=20, save_every=20, device="cpu",
-    rm=RmConfig(length_balance=False, held_out=0.1, warmup=2),
+    rm=RmConfig(length_balance=False, held_out=0.1, warmup=2), demonstrations=DemonstrationConfig(rows=60),
+    sft=SftConfig(epochs=1, context=256, batch_tokens=2048, warmup=1),
 )  # fmt: skip
 
 
@@ -81,32 +84,32 @@ def test_the_truth_reaches_bayes(encoder: Tokenizer) -> None:
 
 
 def test_a_whole_study(tmp_path: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_recipe("rm-study", tmp_path, replace(TINY, model=str(start)))
+    run = run_recipe("rm-study", tmp_path, replace(TINY, base=str(start)))
     evidence = json.loads((run.dir / "evidence.json").read_text())
     found = evidence["reward_models"]
     assert found == json.loads((run.dir / rm_study.FILE).read_text())
     assert [row["arm"] for row in found["rows"]] == [
         "pairs", "margin", "rankings", "plackett-luce", "labels", "ensemble, mean", "ensemble, worst",
-        "ensemble, uncertainty",
+        "ensemble, uncertainty", "likelihood",
     ]  # fmt: skip
     assert 0.7 < found["ceiling"]["bayes_accuracy"] < 0.95 and found["labels"]["replies"] == 60
     assert all(0 < row["expected_accuracy"] < 1 and row["settings"]["kind"] for row in found["rows"])
-    assert found["rows"][-1]["disagreement"]["right"] > 0
-    assert len(evidence["verdicts"]) == 17 and all(set(v) == {"claim", "holds", "figure"} for v in evidence["verdicts"])
+    assert found["rows"][-2]["disagreement"]["right"] > 0
+    assert len(evidence["verdicts"]) == 19 and all(set(v) == {"claim", "holds", "figure"} for v in evidence["verdicts"])
     said = capsys.readouterr().out
     assert "Bayes" in said and "ensemble, worst" in said
     assert undocumented(run.dir / "metrics.jsonl") == set()
-    less = run_recipe("rm-study", tmp_path, replace(TINY, model=str(start), arms=("rankings",)), "less")
+    less = run_recipe("rm-study", tmp_path, replace(TINY, base=str(start), arms=("rankings",)), "less")
     assert json.loads((less.dir / "stages" / "rm-rankings.json").read_text())["status"] == "reused"
     assert "labels" not in json.loads((less.dir / rm_study.FILE).read_text())
 
 
 def test_settings_that_cannot_work() -> None:
-    good = replace(TINY, model="x")
+    good = TINY
     good.validate()
-    for change in ({"model": ""}, {"test": 0}, {"ranked": 2}, {"members": 1}, {"replies": 100}, {"arms": ("pears",)},
+    for change in ({"arms": ()}, {"test": 0}, {"ranked": 2}, {"members": 1}, {"replies": 100}, {"arms": ("pears",)},
                    {"crowd": CrowdConfig(labelers=0)}, {"crowd": CrowdConfig(temperature=-1.0)}):  # fmt: skip
         with pytest.raises(UsageError):
             replace(good, **change).validate()  # type: ignore[arg-type]
     for preset in RM_STUDY_PRESETS.values():
-        replace(preset, model="x").validate()
+        preset.validate()

@@ -30,8 +30,9 @@ from dunwu.train.dpo import (
     with_reference,
 )
 from dunwu.train.dpo_config import DpoConfig, PreferenceLoss
-from dunwu.train.dpo_rows import Asked, Row, label_row, pair_row, reply_logprobs, with_others
+from dunwu.train.dpo_rows import Row, label_row, pair_row, with_others
 from dunwu.train.optim import MasterAdamW
+from dunwu.train.reply_logprobs import Asked, reply_logprobs
 from dunwu.types import ChatExample, DunwuError, Message, Preference
 
 LOSSES: tuple[PreferenceLoss, ...] = ("dpo", "ipo", "kto", "orpo", "simpo")

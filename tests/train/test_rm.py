@@ -381,6 +381,7 @@ def test_what_is_no_reward_model_is_named(tmp_path: Path, tokenizer: Tokenizer) 
         (tmp_path / "rm" / MEANING).write_text(text)
         with pytest.raises(DunwuError, match=MEANING):
             load_reward_model(tmp_path / "rm")
+    (tmp_path / "rm" / MEANING).unlink()
     (tmp_path / "rm" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(DunwuError, match="is damaged"):
         load_reward_model(tmp_path / "rm")
