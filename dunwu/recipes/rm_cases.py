@@ -12,7 +12,14 @@ import torch
 
 from dunwu.data.chat import BadRow, each_chat, each_preference, each_ranking, encode_conversation
 from dunwu.data.tokenizer import Tokenizer
-from dunwu.eval.calibration import ScoredPair, ScoredRanking, pairwise_report, pointwise_report, ranking_report
+from dunwu.eval.calibration import (
+    ScoredPair,
+    ScoredRanking,
+    pairwise_report,
+    pointwise_report,
+    ranking_report,
+    share_of,
+)
 from dunwu.recipes.user_data import Unusable
 from dunwu.train.ensemble import Ensemble
 from dunwu.train.reward_model import AnyRewardModel, score_ids
@@ -20,7 +27,6 @@ from dunwu.train.rm import row_losses
 from dunwu.train.rm_config import Kind, RmConfig
 from dunwu.train.rm_rows import AnyRow, RankedRow, label_row, pair_row, ranking_row
 from dunwu.types import ChatExample, DunwuError, Message, Preference, Ranking
-from dunwu.world.labelers import bayes_accuracy
 
 READERS = {"pairwise": each_preference, "pointwise": each_chat, "ranking": each_ranking}
 
@@ -168,8 +174,8 @@ def measured(
 ) -> dict[str, Any]:
     """A model on labelled pairs: the report of `dunwu.eval.calibration`, and its accuracy over the best possible.
 
-    `expected_accuracy` is the mean chance that a labeler agrees with the model: the accuracy without the luck of the labels;
-    `families` has its share of the best possible for each family of requests.
+    `expected_accuracy` is the mean chance that a labeler agrees with the model, which is free of the luck of the labels; `of_bayes`
+    its share of the best predictor's; `families` the same for each family of requests.
     """
     talks = [[[*pair.messages, pair.chosen], [*pair.messages, pair.rejected]] for pair in test]
     scores, spread = judge.judged([talk for both in talks for talk in both])
@@ -181,16 +187,16 @@ def measured(
             ScoredPair(scores[2 * number], scores[2 * number + 1], lengths[0], lengths[1], pair.messages, truth)
         )
     report = {name: value for name, value in pairwise_report(pairs).items() if name not in ("bins", "pairs")}
-    best, value = bayes_accuracy(chances), report["accuracy"]
+    best = [max(p, 1 - p) for p in chances]
     agreed = [p if pair.margin > 0 else 1 - p for p, pair in zip(chances, pairs, strict=True)]
     families: dict[str, list[int]] = {}
     for number, pair in enumerate(test):
         families.setdefault(pair.meta["family"], []).append(number)
     report["families"] = {
-        family: fmean(agreed[n] for n in numbers) / bayes_accuracy([chances[n] for n in numbers])
+        family: fmean(agreed[n] for n in numbers) / fmean(best[n] for n in numbers)
         for family, numbers in sorted(families.items())
     }
-    report |= {"expected_accuracy": fmean(agreed), "of_bayes": {k: value[k] / best for k in ("value", "low", "high")}}
+    report |= {"expected_accuracy": fmean(agreed), "of_bayes": share_of(agreed, best).as_json()}
     if len(judge.scorers) > 1:
         apart = [spread[2 * n] + spread[2 * n + 1] for n in range(len(pairs))]
         report["disagreement"] = {

@@ -15,7 +15,7 @@ from typing import Any
 
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import write_atomically
-from dunwu.eval.calibration import accuracy
+from dunwu.eval.calibration import accuracy, share_of
 from dunwu.log import Run
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.pretraining import MODEL
@@ -144,12 +144,12 @@ def graded(judge: Ensemble, crowd: Crowd, grades: Sequence[ChatExample]) -> dict
     scores = judge.score([list[Message](grade.messages) for grade in grades])
     chances = [crowd.good_chance(grade.meta["utility"], grade.messages[-1].content) for grade in grades]
     right = accuracy([(s > 0) == bool(grade.meta["label"]) for s, grade in zip(scores, grades, strict=True)])
-    best = bayes_accuracy(chances)
+    agreed = [p if s > 0 else 1 - p for p, s in zip(chances, scores, strict=True)]
     return {
         "replies": len(grades),
-        "bayes_accuracy": best,
+        "bayes_accuracy": bayes_accuracy(chances),
         "accuracy": right.as_json(),
-        "of_bayes": {name: getattr(right, name) / best for name in ("value", "low", "high")},
+        "of_bayes": share_of(agreed, [max(p, 1 - p) for p in chances]).as_json(),
     }
 
 

@@ -13,6 +13,7 @@ from tiny_runs import run_recipe, save_folder, tiny_model, undocumented
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.recipes import rm_study
 from dunwu.recipes.rlhf_config import DemonstrationConfig
+from dunwu.recipes.rm_cases import measured
 from dunwu.recipes.rm_study_config import RM_STUDY_PRESETS, CrowdConfig, RmStudyConfig
 from dunwu.train.config import SftConfig
 from dunwu.train.ensemble import Ensemble
@@ -74,12 +75,12 @@ def test_the_truth_reaches_bayes(encoder: Tokenizer) -> None:
         (pair, {pair.chosen.content: pair.meta["truth"][0], pair.rejected.content: pair.meta["truth"][1]})
         for pair in test
     ]
-    found = [rm_study.measured(Ensemble([Oracle(v)]), encoder, [pair], [p]) for (pair, v), p in zip(texts, chances)]
+    found = [measured(Ensemble([Oracle(v)]), encoder, [pair], [p]) for (pair, v), p in zip(texts, chances)]
     expected = sum(figures["expected_accuracy"] for figures in found) / 400
     assert expected == pytest.approx(rm_study.bayes_accuracy(chances))
     assert all((figures["agreement"]["agreement"] or {"value": 1.0})["value"] == 1.0 for figures in found)
-    both = rm_study.measured(Ensemble([Oracle(texts[0][1])] * 2), encoder, test[:1], chances[:1])
-    assert both["of_bayes"]["value"] == pytest.approx(both["accuracy"]["value"] / max(chances[0], 1 - chances[0]))
+    both = measured(Ensemble([Oracle(texts[0][1])] * 2), encoder, test[:1], chances[:1])
+    assert both["of_bayes"]["value"] == pytest.approx(1.0) and both["of_bayes"]["low"] is None
     assert set(both["disagreement"].values()) <= {0.0, None}
 
 
