@@ -114,7 +114,7 @@ def arms(config: RmStudyConfig) -> dict[str, RmConfig]:
         "plackett-luce": replace(rankings, ranking="plackett-luce"),
         "labels": replace(config.rm, kind="pointwise", rows=config.batch, members=1),
         "ensemble": replace(rankings, members=config.members),
-        "likelihood": replace(rankings, head="likelihood"),
+        "likelihood": replace(rankings, head="likelihood", lr=config.likelihood_lr),
     }
     return {name: every[name] for name in config.arms}
 

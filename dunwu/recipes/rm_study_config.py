@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from dunwu.model.config import model_preset
 from dunwu.recipes.r1_presets import R1_PRESETS
 from dunwu.recipes.rlhf_config import RLHF_PRESETS, DemonstrationConfig
-from dunwu.train.config import PretrainConfig, SftConfig
+from dunwu.train.config import PretrainConfig, SftConfig, check_rate
 from dunwu.train.rm_config import RmConfig
 from dunwu.types import UsageError
 from dunwu.world.knobs import Knobs
@@ -57,6 +57,8 @@ class RmStudyConfig:
     """Who labels."""
     rm: RmConfig = field(default_factory=lambda: RmConfig(lr=1e-3, length_balance=False, held_out=0.01))
     """What all arms share; kind, rows, head and members are each arm's own."""
+    likelihood_lr: float = 4e-4
+    """Learning rate of the arm `likelihood`: it lives by what it knew before, and forgets less at a lower one."""
     base: str = ""
     """Model folder, or RUN:STAGE, to start from instead of pretraining one."""
     model: str = "0.8M"
@@ -75,7 +77,7 @@ class RmStudyConfig:
     """Seed of the world and the base; -1 takes the run's seed."""
     chinese: float = 0.4
     """Share of demonstrations in Chinese."""
-    demonstrations: DemonstrationConfig = field(default_factory=lambda: DemonstrationConfig(rows=20_000))
+    demonstrations: DemonstrationConfig = field(default_factory=lambda: DemonstrationConfig(rows=80_000, clean=0.7))
     """What the base is fine-tuned on before any label is seen."""
     sft: SftConfig = field(
         default_factory=lambda: SftConfig(epochs=1, context=256, batch_tokens=8192, lr=1e-3, warmup=10)
@@ -103,6 +105,7 @@ class RmStudyConfig:
             raise UsageError(f"unknown arm {min(odd)!r}", f"some of {', '.join(type(self).arms)}")
         if not self.arms:
             raise UsageError("there is nothing to compare", f"some of {', '.join(type(self).arms)}")
+        check_rate(self.likelihood_lr)
         for part in (self.crowd, self.rm, self.demonstrations, self.sft):
             part.validate()
         if not self.base:

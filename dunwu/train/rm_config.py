@@ -63,7 +63,7 @@ class RmConfig:
     head: Head = later("scalar")
     """What scores: a scalar head on the last state, or "likelihood", β times the mean log-probability of the reply's tokens
     (SimPO, arXiv 2405.14734), for which the model must have been fine-tuned; pairs and rankings only."""
-    beta: float = later(4.0)
+    beta: float = later(2.0)
     """β of "likelihood"; 2 to 10 in SimPO."""
     members: int = later(1)
     """Models trained alike but for the seed of head and order; several are an ensemble (arXiv 2310.02743)."""
