@@ -20,7 +20,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dunwu.eval.passk import Z95, Interval, pass_at_1
+from dunwu.eval.passk import Interval, pass_at_1
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,6 @@ def accuracy(right: Sequence[bool], clusters: Sequence[Hashable] | None = None) 
     for r, cluster in zip(right, clusters, strict=True):
         grouped.setdefault(cluster, []).append(r)
     return pass_at_1(list(grouped.values()))
-
-
-def share_of(parts: Sequence[float], wholes: Sequence[float]) -> Interval:
-    """Σ parts / Σ wholes over cases, with the 95% interval of a ratio (the delta method: (part − ratio · whole) varies).
-
-    Raises:
-        ValueError: not a whole for each part, or wholes that sum to 0 or less.
-
-    Example:
-        >>> share = share_of([0.9, 0.1, 0.8, 0.7], [0.9, 0.9, 0.8, 0.7])
-        >>> print(share)
-        0.758 [0.296, 1.219]
-        >>> print(share_of([0.5, 0.7], [0.5, 0.7]))
-        1.000 [1.000, 1.000]
-    """
-    n, whole = len(parts), math.fsum(wholes)
-    if n != len(wholes) or not whole > 0:
-        raise ValueError(f"{n} parts of {len(wholes)} wholes that sum to {whole}")
-    ratio = math.fsum(parts) / whole
-    off = [part - ratio * each for part, each in zip(parts, wholes, strict=True)]
-    half = Z95 * math.sqrt(math.fsum(d * d for d in off) / (n - 1) * n) / whole if n > 1 else math.inf
-    return Interval(ratio, ratio - half, ratio + half, n)
 
 
 def sigmoid(x: float) -> float:

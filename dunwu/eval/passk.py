@@ -227,6 +227,39 @@ def mean_share(rows: Sequence[Sequence[float]]) -> Interval:
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
 
 
+def share_of(parts: Sequence[float], wholes: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
+    """Σ parts / Σ wholes, each part from 0 to its whole: of what could be had, the share that was had.
+
+    The interval is that of a ratio (delta method: what varies is part − ratio · whole), Student's t over clusters, cut at 0
+    and 1; where nothing varies Wilson's stands in, as in `mean_share`.
+
+    Args:
+        clusters: cases of one cluster (pairs of replies to one prompt) do not count as independent; None: each is its own.
+
+    Raises:
+        ValueError: not a whole and a cluster for each part, or wholes that sum to 0 or less.
+
+    Example:
+        >>> print(share_of([0.9, 0.1, 0.8, 0.7], [0.9, 0.9, 0.8, 0.7]))
+        0.758 [0.008, 1.000]
+        >>> print(share_of([0.5, 0.7], [0.5, 0.7]))
+        1.000 [0.342, 1.000]
+    """
+    whole = math.fsum(wholes)
+    if not whole > 0:
+        raise ValueError(f"{len(parts)} parts of wholes that sum to {whole}")
+    ratio = math.fsum(parts) / whole
+    off: dict[Hashable, float] = {}
+    for part, each, cluster in zip(parts, wholes, clusters or range(len(parts)), strict=True):
+        off[cluster] = off.get(cluster, 0.0) + part - ratio * each
+    n = len(off)
+    spread = math.fsum(d * d for d in off.values())
+    if n < 2 or spread == 0:
+        return Interval(ratio, *wilson(ratio, n), n)
+    half = _student(n - 1) * math.sqrt(spread * n / (n - 1)) / whole
+    return Interval(ratio, max(0.0, ratio - half), min(1.0, ratio + half), n)
+
+
 def _over_problems(values: Sequence[float], most: int) -> Interval:
     """Mean of per-problem values in [0, 1]; `most` bounds the independent trials from above."""
     mean, variance = _mean_and_variance(values)

@@ -168,12 +168,15 @@ def stage_figures(curves: Curves, stage: str) -> list[str]:
     shown = [_of_method(spec, method) for spec in TRAINING for method in METHODS]
     known = {key for spec in shown for _, key in spec.lines} | {"pretrain/loss", "pretrain/tokens_per_second"}
     apart = (*(f"{method}reward/" for method in METHODS), "pretrain/valid_loss/", "emergence/")
-    for key in sorted(of_stage):
+    shown_apart = {key for key in of_stage if key in known or key.startswith(apart)}
+    for key in sorted(of_stage.keys() - shown_apart):
         kind, _, name = key.partition("/")
-        varies = len({y for _, y in of_stage[key]}) > 1 and name != "epoch"
-        beside = [f"{kind}/{word}_{name}" for word in HELD_OUT_WORDS if f"{kind}/{word}_{name}" in of_stage]
-        trained = next((name.removeprefix(f"{w}_") for w in HELD_OUT_WORDS if name.startswith(f"{w}_")), "")
-        if varies and key not in known and f"{kind}/{trained}" not in of_stage and not key.startswith(apart):
+        trained = next((name.removeprefix(f"{word}_") for word in HELD_OUT_WORDS if name.startswith(f"{word}_")), None)
+        if trained is not None and f"{kind}/{trained}" in of_stage.keys() - shown_apart:
+            continue  # a line of that figure's chart
+        beside = [other for word in HELD_OUT_WORDS if (other := f"{kind}/{word}_{name}") in of_stage]
+        varies = any(len({y for _, y in of_stage[each]}) > 1 for each in (key, *beside))
+        if varies and name != "epoch":
             lines = ((name or kind, key), *(("held out", other) for other in beside))
             spec = Figure(name.replace("_", " ") or kind, "", key, lines, "", from_zero=False)
             drawn.append(_figure(spec, lambda key: of_stage.get(key, []), "step"))

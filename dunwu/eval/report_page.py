@@ -81,7 +81,9 @@ STUDIES: dict[str, Study] = {
 """Key of `evidence.json` → what it is shown by, instead of the sections about reinforcement."""
 
 
-TAUGHT = ("sft/", "rm/", "dpo/", "distill/", "expert/", "reject/")
+GATHERED = ("expert/", "reject/")
+"""How the keys of a stage begin that makes what is learned from."""
+TAUGHT = ("sft/", "rm/", "dpo/", "distill/", *GATHERED)
 """How the keys of a stage begin that learns without reinforcement, or makes what is learned from."""
 
 
@@ -99,20 +101,18 @@ def _sections(data: Mapping[str, Any]) -> Iterator[str]:
         yield study.section(found)
         yield _stages(data) if study.stages else ""
         yield _training(data) if study.training else ""
-    elif data["rl_stages"] or data["evidence"].get("checkpoints") or not data["curves"]:
+    else:
         yield _stages(data)
-        yield _picture(data)
-        yield _behaviours(data)
-        yield _completions(data)
-        yield _controls(data)
-        yield _groups(data)
+        # Where nothing was reinforced, what reinforcement would leave is shown if it is there, and not missed if it is not.
+        due = bool(data["rl_stages"] or data["evidence"].get("checkpoints") or not data["curves"])
+        yield _picture(data) if due or score_and_length(data, PAGE) else ""
+        yield _behaviours(data) if due or behaviour_figures(data) else ""
+        yield _completions(data) if due or data["evidence"].get("shown") else ""
+        yield _controls(data) if due else ""
+        yield _groups(data) if due or data["groups"] else ""
         yield _training(data)
         yield in_context_section(data)
         yield _checkpoints(data)
-    else:
-        yield _stages(data)
-        yield _training(data)
-        yield in_context_section(data)
     yield doctor_section(data)
     yield _settings(data)
     yield _lineage(data)
@@ -297,7 +297,9 @@ def _training(data: Mapping[str, Any]) -> str:
     for stage, of_stage in data["curves"].items():
         if of_stage and all(key.startswith(TAUGHT) for key in of_stage):
             figures = stage_figures(data["curves"], stage)
-            parts.append(heading(f"Training: {stage}", "训练") + f'<div class="grid">{"".join(figures)}</div>')
+            title = ("Course", "过程") if next(iter(of_stage)).startswith(GATHERED) else ("Training", "训练")
+            drawn = f'<div class="grid">{"".join(figures)}</div>'
+            parts.append(heading(f"{title[0]}: {stage}", title[1]) + drawn if figures else "")
     return "".join(parts) or heading("Training", "训练") + note("No training metrics have been logged.")
 
 

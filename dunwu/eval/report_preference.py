@@ -87,7 +87,7 @@ def reward_models_section(found: Record) -> str:
     rows = [
         [
             safe(row["arm"]),
-            f"{row['replies']:,}",
+            number(row.get("replies")),
             interval(row["of_bayes"]),
             interval(row["accuracy"]),
             interval((row["agreement"] or {}).get("agreement")),

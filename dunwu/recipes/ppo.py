@@ -20,6 +20,7 @@ from dunwu.recipes.stages import data_digest, model_digest
 from dunwu.recipes.user_models import model_folder
 from dunwu.store import Artifact, resolve_folder, resolve_model
 from dunwu.train.ppo import Pages
+from dunwu.train.reward_model import load_meaning
 from dunwu.types import DunwuError, Task
 
 
@@ -54,7 +55,7 @@ def learn(run: Run, config: PpoRunConfig, folder: Path, task: Task) -> Artifact:
 
 def check_critic(reward_model: Path, folder: Path) -> None:
     """Raise DunwuError if no critic of the model in `folder` can begin from that reward model; only headers are read."""
-    if "score.weight" not in stored_in(reward_model):
+    if "score.weight" not in stored_in(reward_model) and load_meaning(reward_model).head == "scalar":
         raise DunwuError(f"{reward_model} is no reward model: it has no head score.weight", "make one: `dunwu run rm`")
     theirs, ours = (read_config(path).get("vocab_size") for path in (reward_model, folder))
     if theirs != ours:

@@ -40,6 +40,8 @@ RANKED, RANKED_HELD_OUT, ZERO = "rankings.jsonl", "held-out.jsonl", "zero.json"
 VERSION = "1"
 """Of the code of the data stages and of the world's data they take; raise it when either makes other rows. Models computed
 otherwise (`COMPUTED`) rename `comparisons` and `reward-zero` without it: the key of the model they ask is one of their inputs."""
+JUDGED = "2"
+"""Of the code that measures the reward models."""
 
 
 # ---- 1. demonstrations, and the model that imitates them --------------------------------------
@@ -133,7 +135,7 @@ def _ranked(crowd: Crowd, talks: Sequence[tuple[Problem, list[Message]]]) -> Ite
 
 
 def reward_models(run: Run, config: RlhfConfig, sft: Artifact, ranked: Artifact) -> Artifact:
-    """Scalar heads on the SFT model, alike but for their seeds: all pairs of a prompt in one element (eq. 1)."""
+    """Reward models from the SFT model, alike but for their seeds: all pairs of a prompt in one element (eq. 1)."""
     read = partial(read_files, [str(ranked.path / RANKED)], config.rm.kind)
     inputs = [sft, ranked]
     every = config.save_every
@@ -166,7 +168,7 @@ def reward_zero(run: Run, config: RlhfConfig, models: Artifact, demos: Artifact,
         return {"accuracy": rows[0]["accuracy"]["value"], "bayes_accuracy": best}
 
     key = {"crowd": config.comparisons, "chinese": config.chinese, "seed": run.seed}
-    return run.stage("reward-zero", build, key, [models, demos, ranked], version=VERSION)
+    return run.stage("reward-zero", build, key, [models, demos, ranked], version=JUDGED)
 
 
 def _pairs(rankings: Sequence[Ranking]) -> list[Preference]:

@@ -1,4 +1,4 @@
-"""A reward model from a model folder and preference data: checked rows in, a scalar head and its calibration out.
+"""A reward model from a model folder and preference data: checked rows in, a reward model and its calibration out.
 
 `reward_stage` is what recipes share; `run` feeds it a user's files. An artifact holds `model/` (see
 `dunwu.train.reward_model`), `model-1/` … if it is an ensemble, `calibration.json` (see `dunwu.eval.calibration`) and
@@ -47,7 +47,7 @@ from dunwu.recipes.user_models import model_folder
 from dunwu.store import Artifact
 from dunwu.train.checkpoint import save_checkpoint
 from dunwu.train.ensemble import member_name, pool
-from dunwu.train.likelihood import LikelihoodModel, opening_of
+from dunwu.train.likelihood import LikelihoodModel, turn_of
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.reward_model import AnyRewardModel, Meaning, RewardModel, calibrated, save_reward_model
 from dunwu.train.rm import rm_steps, train_rm
@@ -196,7 +196,7 @@ def _member(
         rows = [rows[dice.randrange(len(rows))] for _ in rows]
     model: AnyRewardModel
     if settings.head == "likelihood":
-        model = LikelihoodModel(load_model(folder, *where), opening_of(load_tokenizer(folder)), settings.beta)
+        model = LikelihoodModel(load_model(folder, *where), turn_of(load_tokenizer(folder)), settings.beta)
         figures = fit_adapters(model.backbone, lora, seed)
     else:
         model = RewardModel.from_model(load_model(folder, *where), derive_seed("rm head", seed))

@@ -18,8 +18,8 @@ from dunwu.eval.calibration import (
     pairwise_report,
     pointwise_report,
     ranking_report,
-    share_of,
 )
+from dunwu.eval.passk import share_of
 from dunwu.recipes.user_data import Unusable
 from dunwu.train.ensemble import Ensemble
 from dunwu.train.reward_model import AnyRewardModel, score_ids
@@ -196,7 +196,8 @@ def measured(
         family: fmean(agreed[n] for n in numbers) / fmean(best[n] for n in numbers)
         for family, numbers in sorted(families.items())
     }
-    report |= {"expected_accuracy": fmean(agreed), "of_bayes": share_of(agreed, best).as_json()}
+    asked = [pair.messages for pair in test]
+    report |= {"expected_accuracy": fmean(agreed), "of_bayes": share_of(agreed, best, asked).as_json()}
     if len(judge.scorers) > 1:
         apart = [spread[2 * n] + spread[2 * n + 1] for n in range(len(pairs))]
         report["disagreement"] = {

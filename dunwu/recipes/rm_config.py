@@ -14,7 +14,7 @@ class RmRunConfig(RmConfig):
     """A reward model from any model folder and a user's own pairs or labelled replies."""
 
     model: str = ""
-    """Model folder in Hugging Face's layout, or RUN:STAGE, that gets the scalar head."""
+    """Model folder in Hugging Face's layout, or RUN:STAGE, that becomes the reward model."""
     data: tuple[str, ...] = ()
     """JSONL files: pairs (messages, chosen, rejected), or conversations whose meta says "safe": true or false."""
     lora: LoraConfig = field(default_factory=LoraConfig)

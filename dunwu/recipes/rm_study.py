@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from dunwu.data.tokenizer import load_tokenizer
 from dunwu.disk import write_atomically
-from dunwu.eval.calibration import accuracy, share_of
+from dunwu.eval.calibration import accuracy
+from dunwu.eval.passk import share_of
 from dunwu.log import Run
 from dunwu.model.runtime import prepare_torch, resolve_device
 from dunwu.recipes.pretraining import MODEL
@@ -45,7 +46,7 @@ def run(run: Run, config: RmStudyConfig) -> None:
     check_fit(folder, config.rm.context)
     crowd = labelers(config, run.seed)
     made = {}
-    for name, settings in arms(config).items():
+    for name, settings in config.settings().items():
         key = {"crowd": config.crowd, "replies": config.replies}
         made[name] = reward_stage(
             run,
@@ -75,7 +76,10 @@ def run(run: Run, config: RmStudyConfig) -> None:
         ways: tuple[Combine, ...] = ("mean",) if single else ("mean", "worst", "uncertainty")
         for way in ways:
             judge = Ensemble.load(artifact.path, resolve_device(config.device), way)
-            row: dict[str, Any] = {"arm": name if single else f"{name}, {way}", "settings": asdict(arms(config)[name])}
+            row: dict[str, Any] = {
+                "arm": name if single else f"{name}, {way}",
+                "settings": asdict(config.settings()[name]),
+            }
             row |= {
                 "replies": config.replies,
                 "updates": artifact.meta["metrics"]["updates"],
@@ -101,22 +105,6 @@ def labelers(config: RmStudyConfig, seed: int) -> Crowd:
     """The world's labelers of a run."""
     crowd = config.crowd
     return Crowd.of(crowd.labelers, crowd.temperature, crowd.spread, crowd.length_taste, seed)
-
-
-def arms(config: RmStudyConfig) -> dict[str, RmConfig]:
-    """What is compared: the settings of each arm by its name."""
-    pairs = replace(config.rm, kind="pairwise", rows=max(1, config.batch // 2), members=1)
-    rankings = replace(config.rm, kind="ranking", rows=max(1, config.batch // config.ranked), members=1)
-    every = {
-        "pairs": pairs,
-        "margin": replace(pairs, margin=1 / 3),
-        "rankings": rankings,
-        "plackett-luce": replace(rankings, ranking="plackett-luce"),
-        "labels": replace(config.rm, kind="pointwise", rows=config.batch, members=1),
-        "ensemble": replace(rankings, members=config.members),
-        "likelihood": replace(rankings, head="likelihood", lr=config.likelihood_lr),
-    }
-    return {name: every[name] for name in config.arms}
 
 
 def labelled(crowd: Crowd, settings: RmConfig, config: RmStudyConfig) -> tuple[list[Source], list[Unusable]]:
@@ -149,7 +137,7 @@ def graded(judge: Ensemble, crowd: Crowd, grades: Sequence[ChatExample]) -> dict
         "replies": len(grades),
         "bayes_accuracy": bayes_accuracy(chances),
         "accuracy": right.as_json(),
-        "of_bayes": share_of(agreed, [max(p, 1 - p) for p in chances]).as_json(),
+        "of_bayes": share_of(agreed, [max(p, 1 - p) for p in chances], [g.messages[:-1] for g in grades]).as_json(),
     }
 
 

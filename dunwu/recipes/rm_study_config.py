@@ -56,9 +56,9 @@ class RmStudyConfig:
     crowd: CrowdConfig = field(default_factory=CrowdConfig)
     """Who labels."""
     rm: RmConfig = field(default_factory=lambda: RmConfig(lr=1e-3, length_balance=False, held_out=0.01))
-    """What all arms share; kind, rows, head and members are each arm's own."""
+    """What all arms share; kind, rows, ranking, margin, head and members are each arm's own."""
     likelihood_lr: float = 4e-4
-    """Learning rate of the arm `likelihood`: it lives by what it knew before, and forgets less at a lower one."""
+    """Learning rate of the arm `likelihood`, instead of the others': it lives by what it knew before, and forgets less at a lower one."""
     base: str = ""
     """Model folder, or RUN:STAGE, to start from instead of pretraining one."""
     model: str = "0.8M"
@@ -90,6 +90,22 @@ class RmStudyConfig:
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
 
+    def settings(self) -> dict[str, RmConfig]:
+        """What is compared: the settings of each arm by its name."""
+        shared = replace(self.rm, head="scalar", margin=0.0, ranking="pairs", members=1)
+        pairs = replace(shared, kind="pairwise", rows=max(1, self.batch // 2))
+        rankings = replace(shared, kind="ranking", rows=max(1, self.batch // self.ranked))
+        every = {
+            "pairs": pairs,
+            "margin": replace(pairs, margin=1 / 3),
+            "rankings": rankings,
+            "plackett-luce": replace(rankings, ranking="plackett-luce"),
+            "labels": replace(shared, kind="pointwise", rows=self.batch),
+            "ensemble": replace(rankings, members=self.members),
+            "likelihood": replace(rankings, head="likelihood", lr=self.likelihood_lr),
+        }
+        return {name: every[name] for name in self.arms}
+
     def validate(self) -> None:
         """Raise UsageError for settings that cannot work, before anything long has begun."""
         counts = ("test", "held_out_every", "save_every")
@@ -106,10 +122,14 @@ class RmStudyConfig:
         if not self.arms:
             raise UsageError("there is nothing to compare", f"some of {', '.join(type(self).arms)}")
         check_rate(self.likelihood_lr)
-        for part in (self.crowd, self.rm, self.demonstrations, self.sft):
+        for part in (self.crowd, self.demonstrations, self.sft):
             part.validate()
+        for settings in self.settings().values():
+            settings.validate()
         if not self.base:
-            model_preset(self.model, self.vocab_size, self.arch)
+            longest = model_preset(self.model, self.vocab_size, self.arch).max_position_embeddings
+            if max(self.rm.context, self.sft.context) > longest:
+                raise UsageError(f"a context beyond the model's {longest}", "lower --rm.context or --sft.context")
             self.world.validate()
             self.pretrain.validate()
 

@@ -28,13 +28,14 @@ class LikelihoodModel(nn.Module):
 
     Args:
         backbone: the language model; it is trained itself.
-        opening: ids that open an assistant's turn (`opening_of`): the reply is what stands behind the last of them.
+        turn: ids that open an assistant's turn, and the id that ends one (`turn_of`): the reply is what stands behind the last
+            opening, with the end of its turn and nothing behind that.
         beta: β, how much a nat per token is worth.
     """
 
-    def __init__(self, backbone: Transformer, opening: Sequence[int], beta: float) -> None:
+    def __init__(self, backbone: Transformer, turn: tuple[Ids, int], beta: float) -> None:
         super().__init__()
-        self.backbone, self.opening, self.beta = backbone, tuple(opening), beta
+        self.backbone, self.turn, self.beta = backbone, turn, beta
 
     @property
     def config(self) -> ModelConfig:
@@ -49,7 +50,7 @@ class LikelihoodModel(nn.Module):
         """
         asked: list[Asked] = []
         for family in families:
-            prompts, replies = zip(*(split_reply(text, self.opening) for text in family), strict=True)
+            prompts, replies = zip(*(split_reply(text, *self.turn) for text in family), strict=True)
             if len(set(prompts)) == 1:  # the prompt goes through the model once
                 asked.append((prompts[0], replies))
             else:
@@ -59,28 +60,32 @@ class LikelihoodModel(nn.Module):
         return self.beta * logprobs_S / torch.tensor(lengths, device=logprobs_S.device)
 
 
-def opening_of(tokenizer: Tokenizer) -> Ids:
-    """The ids that open an assistant's turn.
+def turn_of(tokenizer: Tokenizer) -> tuple[Ids, int]:
+    """The ids that open an assistant's turn, and the id that ends it.
 
     Raises:
         DunwuError: the tokenizer has no turn tokens.
     """
-    return (require_turns(tokenizer)[0], *tokenizer.encode("assistant\n"))
+    start, end = require_turns(tokenizer)
+    return (start, *tokenizer.encode("assistant\n")), end
 
 
-def split_reply(text: Sequence[int], opening: Sequence[int]) -> tuple[Ids, Ids]:
-    """(prompt, reply): the reply is what stands behind the last opening.
+def split_reply(text: Sequence[int], opening: Ids, end: int) -> tuple[Ids, Ids]:
+    """(prompt, reply): the reply is what stands behind the last opening, up to and with the last `end`; all of it without one.
 
     Raises:
         DunwuError: there is no opening, or nothing behind it.
 
     Example:
-        >>> split_reply([5, 1, 2, 9, 1, 2, 7, 8], [1, 2])
-        ((5, 1, 2, 9, 1, 2), (7, 8))
+        >>> split_reply([5, 1, 2, 9, 1, 2, 7, 8, 3, 4], (1, 2), 3)
+        ((5, 1, 2, 9, 1, 2), (7, 8, 3))
     """
     ids, size = tuple(text), len(opening)
     places = range(len(ids) - size, -1, -1)
-    end = next((at + size for at in places if ids[at : at + size] == tuple(opening)), len(ids))
-    if end < len(ids):
-        return ids[:end], ids[end:]
-    raise DunwuError("a conversation has no reply to judge", "let it end with an assistant's turn")
+    begin = next((at + size for at in places if ids[at : at + size] == opening), len(ids))
+    reply = ids[begin:]
+    if end in reply:
+        reply = reply[: len(reply) - reply[::-1].index(end)]
+    if not reply:
+        raise DunwuError("a conversation has no reply to judge", "let it end with an assistant's turn")
+    return ids[:begin], reply

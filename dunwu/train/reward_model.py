@@ -33,7 +33,7 @@ from dunwu.model.hf_config import from_hf_config, to_hf_config
 from dunwu.model.hf_weights import fill, in_files, is_spare, stored_in, unfilled
 from dunwu.model.transformer import Transformer
 from dunwu.native.train import Segment
-from dunwu.train.likelihood import LikelihoodModel, opening_of
+from dunwu.train.likelihood import LikelihoodModel, turn_of
 from dunwu.train.rm_config import Head, Says, View
 from dunwu.types import DunwuError, Message
 
@@ -290,10 +290,10 @@ def load_reward_model(folder: str | Path, device: str = "cpu") -> tuple[AnyRewar
         DunwuError: no such folder, a damaged file, a language model, more than one label, as `load_model`.
     """
     folder = Path(folder)
-    meaning = _load_meaning(folder / MEANING)
+    meaning = load_meaning(folder)
     if meaning.head == "likelihood":
-        opening = opening_of(load_tokenizer(folder))
-        return LikelihoodModel(load_model(folder, device), opening, meaning.beta).eval(), meaning
+        turn = turn_of(load_tokenizer(folder))
+        return LikelihoodModel(load_model(folder, device), turn, meaning.beta).eval(), meaning
     config = from_hf_config(read_config(folder), str(folder / "config.json"))
     stored = stored_in(folder)
     head = stored.get("score.weight")
@@ -313,7 +313,13 @@ def load_reward_model(folder: str | Path, device: str = "cpu") -> tuple[AnyRewar
     return model.eval(), meaning
 
 
-def _load_meaning(file: Path) -> Meaning:
+def load_meaning(folder: Path) -> Meaning:
+    """What a reward model's scores mean; `Meaning()` of one that others saved.
+
+    Raises:
+        DunwuError: a damaged file.
+    """
+    file = folder / MEANING
     if not file.is_file():
         return Meaning()
     try:

@@ -10,6 +10,7 @@ import pytest
 
 from dunwu.eval.calibration import ScoredPair, ScoredRanking, pairwise_report, pointwise_report, ranking_report
 from dunwu.eval.report import write_report
+from dunwu.eval.report_curves import stage_figures
 from dunwu.eval.report_preference import (
     preference_section,
     preference_sentence,
@@ -70,3 +71,27 @@ def test_a_run_that_only_fine_tuned_says_its_loss(tmp_path: Path) -> None:
     page = write_report(run.dir).read_text("utf-8")
     assert "held-out loss from 2.500 to 1.250 nats a token" in page and "Training: sft" in page
     assert "No reinforcement" not in page
+
+
+def test_a_run_without_reinforcement_keeps_what_it_measured(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "distill", {}, 0, Store(tmp_path / "store"))
+    for step in (1, 2, 3):
+        run.log("distill", step, {"distill/reverse_kl": 1 / step, "distill/seconds": 2.0})
+        run.log("held-out", step, {"eval/pass@1": step / 10, "eval/length": 20.0 + step})
+        run.log("samples", step, {"reject/samples": 5.0})
+    run.finish("done")
+    page = write_report(run.dir).read_text("utf-8")
+    assert "Score and length rise together?" in page and "Training: distill" in page
+    assert "reverse_kl" in page and "seconds" not in page.split("Training: distill")[1].split("Configuration")[0]
+    assert "samples</" not in page.split("Configuration")[0] and "None in this run" not in page
+
+
+def test_a_held_out_line_stands_in_its_figures_chart_and_alone_where_there_is_none() -> None:
+    steps = [(float(n), n / 4) for n in range(1, 5)]
+    flat = [(float(n), 1.0) for n in range(1, 5)]
+    drawn = stage_figures(
+        {"rm": {"rm/accuracy": flat, "rm/held_out_accuracy": steps, "rm/held_out_margin": steps}}, "rm"
+    )
+    assert len(drawn) == 2 and "held out" in drawn[0] and "rm/held_out_margin" in drawn[1]
+    base = stage_figures({"base": {"pretrain/loss": steps, "pretrain/valid_loss": steps}}, "base")
+    assert len(base) == 2 and "pretrain/valid_loss" in base[1]

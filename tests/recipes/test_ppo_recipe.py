@@ -38,6 +38,7 @@ from dunwu.recipes.grpo_config import GrpoRunConfig
 from dunwu.recipes.ppo_config import PPO_PRESETS, PpoRunConfig
 from dunwu.store import Store
 from dunwu.train.config import GrpoConfig, PretrainConfig, StabilityConfig
+from dunwu.train.likelihood import LikelihoodModel, turn_of
 from dunwu.train.ppo_config import PpoConfig
 from dunwu.train.reward_model import Meaning, RewardModel, save_reward_model
 from dunwu.train.variants import VARIANTS
@@ -99,6 +100,17 @@ tell = partial(run_recipe, "ppo")
 
 def lines_of(run: Run) -> list[dict[str, Any]]:
     return [line for line in read_metrics(run.dir) if line["stage"] == "ppo"]
+
+
+def test_a_critic_may_begin_from_a_model_that_judges_by_likelihood(home: Path, tmp_path: Path) -> None:
+    encoder = say_tokenizer()
+    judge, folder = LikelihoodModel(tiny_model(encoder, seed=3), turn_of(encoder), 2.0), tmp_path / "judge"
+    save_reward_model(judge, folder, encoder, Meaning(head="likelihood", beta=2.0))
+    run = tell(tmp_path, replace(config_of(home), critic_from=str(folder)))
+    assert lines_of(run)[-1]["step"] == 4
+    critic = reinforce.make_critic(judge.backbone, home / "model", PpoConfig(), "cpu", reward_model=folder)
+    taken = critic.model.backbone
+    assert taken is not None and torch.equal(taken.head_weight, judge.backbone.head_weight)
 
 
 @pytest.mark.parametrize("moment", [1, 2])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from tiny_runs import Killed, bad_rows, run_recipe, save_folder, stage, timeless_metrics, tiny_model, undocumented
@@ -16,6 +16,8 @@ from tiny_runs import Killed, bad_rows, run_recipe, save_folder, stage, timeless
 from dunwu.cli import main
 from dunwu.data.tokenizer import train_from_texts
 from dunwu.log import Run, read_metrics
+from dunwu.model.hf import from_pretrained
+from dunwu.model.lora_config import LoraConfig
 from dunwu.recipes import rm
 from dunwu.recipes.rm_config import RM_PRESETS, RmRunConfig
 from dunwu.store import Artifact
@@ -170,6 +172,26 @@ def test_rankings_become_a_model_that_judges_pairs(tmp_path: Path, start: Path) 
         scorer.score([[asked, Message("assistant", t)] for t in ("Gladly, of cup.", "Of cup.")])
     )
     assert abs(polite) < 0.5 and curt < polite - 0.5  # the best replies are the zero
+
+
+@pytest.mark.parametrize(("rank", "members", "view"), [(0, 2, "summary"), (2, 1, "whole")])
+def test_a_models_own_likelihood_becomes_the_judge(
+    tmp_path: Path, start: Path, rank: int, members: int, view: Literal["summary", "whole"]
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", pairs(200))
+    settings = replace(SMALL, head="likelihood", members=members, bootstrap=members > 1, view=view, epochs=2)
+    config = replace(settings, model=str(start), data=(data,), lora=LoraConfig(rank=rank))
+    made = stage(run_recipe("rm", tmp_path, config), "rm")
+    assert made.meta["metrics"]["accuracy"] > 0.8
+    assert (made.path / "adapter").is_dir() == bool(rank)
+    assert from_pretrained(made.path / "model").config.vocab_size  # a language model still
+    judge = Ensemble.load(made.path)
+    assert len(judge.scorers) == members and judge.meaning.head == "likelihood"
+    asked = Message("user", "Tell me of hat and dog 3.")
+    polite, rude = (Message("assistant", text) for text in ("Gladly, of dog.", "Go away, no hat."))
+    thoughtful = replace(polite, reasoning_content="Go away, no hat.")
+    scores = judge.score([[asked, polite], [asked, rude], [asked, thoughtful]])
+    assert scores[0] > scores[1] and (scores[2] != scores[0]) == (view == "whole")
 
 
 def test_margins_are_read_only_where_they_are_asked_for(tmp_path: Path, start: Path) -> None:

@@ -42,7 +42,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, encoder: Tokenizer) -> Path:
 
 def test_every_arm_reads_as_many_replies(start: Path) -> None:
     crowd = rm_study.labelers(TINY, seed=0)
-    for name, settings in rm_study.arms(TINY).items():
+    for name, settings in TINY.settings().items():
         rows = [source.row for source in rm_study.labelled(crowd, settings, TINY)[0]]
         sizes = [2 if isinstance(r, Preference) else len(r.replies) if isinstance(r, Ranking) else 1 for r in rows]
         assert 0.95 * TINY.replies < sum(sizes) <= TINY.replies, name  # some requests have fewer kinds of reply
@@ -80,7 +80,7 @@ def test_the_truth_reaches_bayes(encoder: Tokenizer) -> None:
     assert expected == pytest.approx(rm_study.bayes_accuracy(chances))
     assert all((figures["agreement"]["agreement"] or {"value": 1.0})["value"] == 1.0 for figures in found)
     both = measured(Ensemble([Oracle(texts[0][1])] * 2), encoder, test[:1], chances[:1])
-    assert both["of_bayes"]["value"] == pytest.approx(1.0) and both["of_bayes"]["low"] is None
+    assert both["of_bayes"]["value"] == pytest.approx(1.0) and both["of_bayes"]["low"] < 0.5
     assert set(both["disagreement"].values()) <= {0.0, None}
 
 
@@ -108,7 +108,7 @@ def test_a_whole_study(tmp_path: Path, start: Path, capsys: pytest.CaptureFixtur
 def test_settings_that_cannot_work() -> None:
     good = TINY
     good.validate()
-    for change in ({"arms": ()}, {"test": 0}, {"ranked": 2}, {"members": 1}, {"replies": 100}, {"arms": ("pears",)},
+    for change in ({"arms": ()}, {"test": 0}, {"rm": RmConfig(centre="best")}, {"rm": RmConfig(context=4096)}, {"ranked": 2}, {"members": 1}, {"replies": 100}, {"arms": ("pears",)},
                    {"crowd": CrowdConfig(labelers=0)}, {"crowd": CrowdConfig(temperature=-1.0)}):  # fmt: skip
         with pytest.raises(UsageError):
             replace(good, **change).validate()  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ from dunwu.data.chat import encode_conversation, encode_prompt
 from dunwu.data.tokenizer import Tokenizer, train_from_texts
 from dunwu.model.config import model_preset
 from dunwu.model.transformer import Transformer
-from dunwu.train.likelihood import LikelihoodModel, opening_of, split_reply
+from dunwu.train.dpo_rows import pair_row
+from dunwu.train.likelihood import LikelihoodModel, split_reply, turn_of
 from dunwu.train.optim import MasterAdamW
 from dunwu.train.reward_model import (
     MEANING,
@@ -26,7 +27,7 @@ from dunwu.train.reward_model import (
 from dunwu.train.rm import train_rm
 from dunwu.train.rm_config import RmConfig
 from dunwu.train.rm_rows import ranking_row
-from dunwu.types import DunwuError, Message, Ranking, UsageError
+from dunwu.types import DunwuError, Message, Preference, Ranking, UsageError
 
 ASKED = (Message("user", "say one"), Message("assistant", "one"), Message("user", "say two"))
 REPLIES = tuple(Message("assistant", text) for text in ("two", "three and more", "no"))
@@ -40,7 +41,7 @@ def encoder() -> Tokenizer:
 def judge(encoder: Tokenizer, seed: int = 0) -> LikelihoodModel:
     model = Transformer(replace(model_preset("tiny", encoder.vocab_size), initializer_range=0.3))
     model.init_weights(torch.Generator().manual_seed(seed))
-    return LikelihoodModel(model, opening_of(encoder), beta=2.0)
+    return LikelihoodModel(model, turn_of(encoder), beta=2.0)
 
 
 def talks(encoder: Tokenizer) -> list[tuple[int, ...]]:
@@ -51,11 +52,12 @@ def talks(encoder: Tokenizer) -> list[tuple[int, ...]]:
 def test_the_score_is_beta_times_the_mean_log_probability_of_the_reply(encoder: Tokenizer, native: bool) -> None:
     model = judge(encoder)
     model.backbone.native_allowed = native
-    texts, prompt = talks(encoder), encode_prompt(encoder, ASKED)
-    wanted = []
-    for text in texts:
+    texts, wanted = talks(encoder), []
+    for text, reply in zip(texts, REPLIES, strict=True):
+        row = pair_row(encoder, Preference(ASKED, reply, Message("assistant", "else"), {}))  # as SimPO is trained
+        prompt, learned = row.prompt, row.good or ()
         logprobs = model.backbone(torch.tensor([text])).float().log_softmax(-1)[0]
-        said = [logprobs[at - 1, text[at]] for at in range(len(prompt), len(text))]
+        said = [logprobs[at - 1, token] for at, token in enumerate(learned, len(prompt))]
         wanted.append(2.0 * sum(p.item() for p in said) / len(said))
     with torch.no_grad():
         assert family_scores(model, [texts]).tolist() == pytest.approx(wanted, abs=2e-5)
@@ -66,11 +68,13 @@ def test_the_score_is_beta_times_the_mean_log_probability_of_the_reply(encoder: 
 
 def test_the_last_opening_begins_the_reply(encoder: Tokenizer) -> None:
     text = talks(encoder)[0]
-    prompt, reply = split_reply(text, opening_of(encoder))
-    assert prompt == tuple(encode_prompt(encoder, ASKED)) and prompt + reply == text
+    prompt, reply = split_reply(text, *turn_of(encoder))
+    assert prompt == tuple(encode_prompt(encoder, ASKED))
+    assert prompt + reply + tuple(encoder.encode("\n")) == text  # what stands behind the turn is no part of it
+    assert split_reply(prompt + reply[:-1], *turn_of(encoder)) == (prompt, reply[:-1])  # cut off before its end
     for broken in (prompt, (1, 2, 3), ()):
         with pytest.raises(DunwuError, match="no reply to judge"):
-            split_reply(broken, opening_of(encoder))
+            split_reply(broken, *turn_of(encoder))
 
 
 def test_rankings_teach_it_an_order_it_did_not_have(encoder: Tokenizer) -> None:
