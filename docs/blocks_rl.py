@@ -13,7 +13,7 @@ from dunwu.eval.report_rl_study import BY
 from dunwu.eval.rl_comparison import NAMES, flat, said
 from dunwu.train.variants import VARIANTS
 
-STUDY = "rl-study"
+STUDY, LAMBDA = "rl-study", "rl-lambda"
 
 
 def variants(results: Results) -> str:
@@ -129,7 +129,12 @@ def rl_verdicts(results: Results) -> str:
     words = {True: "yes", False: "**no**", None: "open"}
     rows = [["claim", "holds", "figure"]]
     rows += [[v["claim"], words[v["holds"]], v["figure"]] for v in record["result"]["verdicts"]]
-    return table(rows)
+    again = results.read(LAMBDA)
+    if again is None:
+        return table(rows)
+    more = [v for v in again["result"]["verdicts"] if "with λ = 1 than with 0.95, at" in v["claim"]]
+    rows += [[f"again: {v['claim']}", words[v["holds"]], v["figure"]] for v in more]
+    return f"{table(rows)}\n\nAgain, with more seeds of these two arms alone: {results.origin(again)}"
 
 
 def rl_settings(results: Results) -> str:

@@ -66,7 +66,7 @@ class RmConfig:
     beta: float = later(2.0)
     """β of "likelihood"; 2 to 10 in SimPO."""
     members: int = later(1)
-    """Models trained alike but for the seed of head and order; several are an ensemble (arXiv 2310.02743)."""
+    """Models trained alike but for the seed of head and order (likelihood has no head); several are an ensemble (arXiv 2310.02743)."""
     bootstrap: bool = later(False)
     """Members of an ensemble only: each draws its training rows with replacement."""
 
