@@ -11,10 +11,12 @@ def study(results: Results) -> str:
     if record is None:
         return f"*{results.missing}*"
     found = record["result"]
-    rows = [["reward model", "of the best possible", "accuracy on the labels", "agreement with the truth"]]
+    heads = ["reward model", "of the best possible", "the same on requests as in training", "accuracy on the labels"]
+    rows = [[*heads, "agreement with the truth", "calibration error"]]
     for row in found["rows"]:
-        cells = (row["of_bayes"], row["accuracy"], row["agreement"]["agreement"])
-        rows.append([row["arm"], *(interval_text(cell) for cell in cells)])
+        cells = (row["of_bayes"], row["training_requests"], row["accuracy"], row["agreement"]["agreement"])
+        rows.append([row["arm"], *(interval_text(cell) for cell in cells), f"{row['calibration_error']:.3f}"])
     best = found["ceiling"]
-    said = f"{best['pairs']:,} pairs; the best possible predictor reaches {best['bayes_accuracy']:.3f}, two labelers agree in "
+    replies = f"{found['rows'][0]['replies']:,} labelled replies each"
+    said = f"{replies}; {best['pairs']:,} pairs; the best possible predictor reaches {best['bayes_accuracy']:.3f}, two labelers agree in "
     return f"{table(rows)}\n\n{said}{best['agreement_of_labelers']:.3f}. {results.origin(record)}"

@@ -82,13 +82,22 @@ def reward_models_section(found: Record) -> str:
         f"{ceiling['pairs']:,} pairs of requests that no model has seen. The best possible predictor of these labels reaches "
         f"{ceiling['bayes_accuracy']:.3f}; two labelers agree in {ceiling['agreement_of_labelers']:.3f}."
     )
-    heads = ["model", "replies", "of the best possible", "accuracy", "agreement with the truth", "calibration error"]
+    heads = [
+        "model",
+        "replies",
+        "of the best possible",
+        "on requests as in training",
+        "accuracy",
+        "agreement with the truth",
+        "calibration error",
+    ]
     heads += ["better one shorter", "updates", "seconds"]
     rows = [
         [
             safe(row["arm"]),
             number(row.get("replies")),
             interval(row["of_bayes"]),
+            interval(row["training_requests"]),
             interval(row["accuracy"]),
             interval((row["agreement"] or {}).get("agreement")),
             number(row["calibration_error"]),

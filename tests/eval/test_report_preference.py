@@ -35,7 +35,13 @@ def test_every_kind_of_report_is_shown_with_its_calibration() -> None:
 
 
 def study() -> dict[str, Any]:
-    row = pairwise_report(PAIRS) | {"replies": 12345, "updates": 7, "seconds": 1.5, "families": {"facts": 0.75}}
+    row = pairwise_report(PAIRS) | {
+        "replies": 12345,
+        "updates": 7,
+        "seconds": 1.5,
+        "families": {"facts": 0.75},
+        "training_requests": None,
+    }
     rows = [
         row | {"arm": "pairs", "of_bayes": {"value": 0.8, "low": 0.7, "high": 0.9}},
         row | {"arm": "rankings", "of_bayes": {"value": 0.9, "low": 0.8, "high": 1.0}},
