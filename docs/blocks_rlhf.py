@@ -7,7 +7,7 @@ from typing import Any
 
 from blocks_results import Results, interval_text, table
 
-from dunwu.eval.report_rlhf import SFT
+from dunwu.eval.report_rlhf import SFT, rlhf_verdicts
 from dunwu.recipes.rlhf_config import RLHF_PRESETS
 
 RECORD, PICTURE = "rlhf", "over-optimisation.svg"
@@ -93,5 +93,5 @@ def verdicts(results: Results) -> str:
         return results.missing
     marks = {True: "yes", False: "**no**", None: "open"}
     rows = [["claim", "measured", "holds"]]
-    rows += [[v["claim"], v["figure"], marks[v["holds"]]] for v in record["result"]["verdicts"]]
+    rows += [[v["claim"], v["figure"], marks[v["holds"]]] for v in rlhf_verdicts(record["result"])]
     return table(rows)

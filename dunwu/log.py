@@ -331,6 +331,9 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, t
 
 
 def _other_settings(directory: Path, differing: Mapping[str, tuple[Any, Any]]) -> UsageError:
+    if "recipe" in differing:
+        was = differing["recipe"][0]
+        return UsageError(f"{directory} holds a run of {was}", "choose another --out")
     shown = ", ".join(f"{name} {there!r} there, {here!r} now" for name, (there, here) in [*differing.items()][:4])
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     cure = "choose another --out, or the same settings to resume"

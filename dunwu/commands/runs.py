@@ -100,7 +100,7 @@ RUN = Command(
         arg("recipe", metavar="RECIPE", help="a name from `dunwu recipes`"),
         arg("--out", type=Path, metavar="DIR", help="run folder (runs/RECIPE)"),
         SEED,
-        arg("--preset", metavar="NAME", help="tiny, cpu or gpu (cpu)"),
+        arg("--preset", metavar="NAME", help="cpu, tiny or gpu, as far as the recipe has them (cpu)"),
     ),
     open_ended=True,
     as_json=False,

@@ -99,7 +99,7 @@ TRAINING = (
         "Completion tokens sampled, and trained on.",
     ),
     Figure(
-        "What the critic knows", "评论家所知", "share of variance", (("explained", "ppo/explained_variance"),),
+        "What the critic knows", "价值网络所知", "share of variance", (("explained", "ppo/explained_variance"),),
         "1: it foresees every return; 0: no more than their mean; below: less.", from_zero=False,
     ),
     Figure(

@@ -46,6 +46,7 @@ def preference_section(report: Record) -> str:
         for name, said in (("agreement", "agreement with the truth"), ("spearman", "Spearman’s ρ with the truth"))
         if truth.get(name) is not None
     ]
+    rows = [[safe(name), safe(value)] for name, value in (report.get("said") or {}).items()] + rows
     return heading("Held-out labels", "留出的标注") + table(["figure", "value"], rows) + _calibration(report)
 
 

@@ -64,7 +64,8 @@ def rlhf_verdicts(found: Record) -> list[dict[str, Any]]:
         elif arm["judges"] != "one" and plain:
             both = zip(("peak", "end"), ("peak", "last"), strict=True)
             parts = [_signed(f"{word} − {word} with one judge", arm["against"][name]) for word, name in both]
-            claims.append((f"The judges' {arm['judges']} ({arm['name']}) peaks higher or falls later", parts, any))
+            whose = arm["judges"] if arm["name"] == arm["judges"] else f"{arm['judges']} ({arm['name']})"
+            claims.append((f"The judges' {whose} peaks higher or ends higher", parts, any))
     return [_verdict(claim, parts, how) for claim, parts, how in claims]
 
 

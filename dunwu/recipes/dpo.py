@@ -83,12 +83,18 @@ def run(run: Run, config: DpoRunConfig) -> None:
         lora=config.lora,
     )
     tell_bad_rows(run, made)
-    keep_report(run, made, PREFERENCES)
     seen = made.meta["metrics"]
+    said = {"scores by": f"the implicit reward of {config.dpo.loss}", "loss": _change(seen, "loss")}
+    keep_report(run, made, PREFERENCES, said | {"better reply is the likelier one": _change(seen, "ranking")})
     span = f"[{seen['accuracy_low']:.3f}, {seen['accuracy_high']:.3f}]"
     before = f"ranking {seen['ranking_before']:.3f} → {seen['ranking']:.3f}, " if "ranking" in seen else ""
     shown = f"{before}accuracy {seen['accuracy']:.3f} {span}, margin {seen['margin']:+.3f}"
     print(f"{made.path / MODEL}: held-out {shown} on {seen['held_out_rows']} rows")
+
+
+def _change(seen: Mapping[str, Any], name: str) -> str:
+    """A held-out figure before and after."""
+    return f"{seen[f'{name}_before']:.3f} → {seen[name]:.3f}" if name in seen else "–"
 
 
 def read_files(files: Sequence[str], singles: bool = False) -> tuple[list[Source], list[Unusable]]:

@@ -58,6 +58,7 @@ from dunwu.types import DunwuError, derive_seed
 __all__ = ["CALIBRATION", "Source", "check_fit", "keep_report", "read_files", "reward_stage", "run"]
 
 CALIBRATION = "calibration.json"
+HEADS = {"scalar": "a scalar head on the last state", "likelihood": "the mean log-probability of the reply"}
 
 
 def run(run: Run, config: RmRunConfig) -> None:
@@ -80,15 +81,19 @@ def run(run: Run, config: RmRunConfig) -> None:
         lora=config.lora,
     )
     tell_bad_rows(run, made)
-    keep_report(run, made, CALIBRATION)
+    keep_report(run, made, CALIBRATION, {"learned from": config.kind, "scores by": HEADS[config.head]})
     figures = made.meta["metrics"]
     span = f"[{figures['accuracy_low']:.3f}, {figures['accuracy_high']:.3f}]"
     print(f"{made.path / MODEL}: held-out accuracy {figures['accuracy']:.3f} {span} on {figures['held_out_rows']} rows")
 
 
-def keep_report(run: Run, made: Artifact, file: str) -> None:
-    """What a stage found on held-out labels becomes the run's evidence, which report.html shows."""
-    evidence = {"preferences": read_json(made.path / file)}
+def keep_report(run: Run, made: Artifact, file: str, said: Mapping[str, str]) -> None:
+    """What a stage found on held-out labels becomes the run's evidence, which report.html shows.
+
+    Args:
+        said: what else is to be known of the model, in words.
+    """
+    evidence = {"preferences": read_json(made.path / file) | {"said": said}}
     write_atomically(run.dir / "evidence.json", json.dumps(evidence, indent=1) + "\n")
 
 

@@ -16,7 +16,7 @@ class RmRunConfig(RmConfig):
     model: str = ""
     """Model folder in Hugging Face's layout, or RUN:STAGE, that becomes the reward model."""
     data: tuple[str, ...] = ()
-    """JSONL files: pairs (messages, chosen, rejected), or conversations whose meta says "safe": true or false."""
+    """JSONL files: pairs (messages, chosen, rejected), rankings (messages, replies), or conversations whose meta says "safe": true or false."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters instead of full training, from rank 1 on; the artifact then has them in `adapter/` as well."""
     held_out_every: int = 20

@@ -51,7 +51,7 @@ class RmConfig:
     held_out: float = 0.1
     """Share of the conversations kept for measuring; all rows of a conversation are on one side."""
     length_balance: bool = True
-    """Pairs only: drop training pairs until chosen and rejected are equally long on average, so that length is no clue."""
+    """Pairs and rankings: drop training rows until chosen and rejected are equally long on average, so that length is no clue."""
     length_tolerance: float = 0.02
     """Difference of those mean lengths that is let pass, as a share of the mean length."""
     ranking: Literal["pairs", "plackett-luce"] = later("pairs")
@@ -62,7 +62,7 @@ class RmConfig:
     """What scores 0 once normalised: the mean of all held-out replies, or of the chosen ones, as InstructGPT's demonstrations."""
     head: Head = later("scalar")
     """What scores: a scalar head on the last state, or "likelihood", β times the mean log-probability of the reply's tokens
-    (SimPO, arXiv 2405.14734), for which the model must have been fine-tuned; pairs and rankings only."""
+    (SimPO, arXiv 2405.14734), for which the model should have been fine-tuned; pairs and rankings only."""
     beta: float = later(2.0)
     """β of "likelihood"; 2 to 10 in SimPO."""
     members: int = later(1)
