@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the pages describe the code th
 
 import blocks_control  # noqa: E402
 import blocks_data  # noqa: E402
+import blocks_distill  # noqa: E402
 import blocks_models  # noqa: E402
 import blocks_r1  # noqa: E402
 import blocks_results  # noqa: E402
@@ -66,6 +67,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "rl-verdicts": blocks_rl.rl_verdicts,
     "rl-settings": blocks_rl.rl_settings,
     "rm-study": blocks_rm.study,
+    "distill-ways": blocks_distill.distill,
+    "expert-rounds": blocks_distill.expert,
     "rlhf-settings": blocks_rlhf.settings,
     "rlhf-curves": blocks_rlhf.curves,
     "rlhf-arms": blocks_rlhf.arms,
