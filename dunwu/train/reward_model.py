@@ -238,8 +238,9 @@ def calibrated(meaning: Meaning, scores: Sequence[float], best: Sequence[float] 
         best: scores whose mean shall be 0 instead, as those of InstructGPT's demonstrations (arXiv 2203.02155, 3.5).
 
     Example:
-        >>> calibrated(Meaning(), [1.0, 3.0])
-        Meaning(kind='pairwise', view='whole', mean=2.0, std=1.0)
+        >>> made = calibrated(Meaning(), [1.0, 3.0])
+        >>> made.mean, made.std
+        (2.0, 1.0)
         >>> calibrated(Meaning(), [1.0, 3.0], best=[3.0]).normal(3.0)
         0.0
     """

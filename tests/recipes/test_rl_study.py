@@ -15,8 +15,9 @@ from dunwu.eval.report import write_report
 from dunwu.log import Run, read_json
 from dunwu.recipes import reinforce, stages
 from dunwu.recipes.r1_config import CrawlConfig
+from dunwu.recipes.r1_ground import base_of
 from dunwu.recipes.r1_presets import R1_PRESETS
-from dunwu.recipes.rl_study import FILE, TEST, Unit, ground, make_task, units
+from dunwu.recipes.rl_study import FILE, TEST, Unit, make_task, units
 from dunwu.recipes.rl_study_config import RL_STUDY_PRESETS, RlStudyConfig
 from dunwu.store import Store
 from dunwu.tasks.splits import SPLITS
@@ -169,10 +170,10 @@ def test_the_base_is_that_of_r1_without_a_crawl(tmp_path: Path, monkeypatch: pyt
     for stage in ("tokenizer", "shards", "base"):
         monkeypatch.setattr(stages, stage, lambda *given, stage=stage: called.append((stage, given[2])))
     with Run.open(tmp_path / "run", "rl-study", {}, 3, Store(tmp_path / "store")) as run:
-        ground(run, config)
+        base_of(run, config)
         assert called == [("tokenizer", 3), ("shards", 3), ("base", 3)]
         called.clear()
-        ground(run, replace(config, base_seed=0))
+        base_of(run, replace(config, base_seed=0))
         assert {seed for _, seed in called} == {0}
 
 

@@ -100,7 +100,7 @@ def test_each_bad_page_has_its_reason_and_the_others_their_text() -> None:
     words = ["good"] * 40
     for place, word in zip((0, 1, 5, 17, 18, 31, 32, 39), bad):
         words[place] = word
-    with pool(seconds=0.5) as extraction:
+    with pool(seconds=2.0) as extraction:
         pages = list(extraction.map(texts(words)))
     assert [page.reason for page in pages] == [bad.get(word) for word in words]
     assert [page.text for page in pages] == [None if word in bad else "GOOD" for word in words]
