@@ -17,12 +17,11 @@ from pathlib import Path
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.train.collect import collect, group_metrics, rows_of
 from dunwu.train.config import GrpoConfig
-from dunwu.train.experts import balance_by, sampled_loads
 from dunwu.train.learner import Learner
 from dunwu.train.optim import learning_rate
 from dunwu.train.rows import Row
 from dunwu.train.steps import TrainStep
-from dunwu.train.update import before_updates, cut, optimise
+from dunwu.train.update import after_step, before_updates, cut, optimise
 from dunwu.types import Sampler, Task
 
 
@@ -52,18 +51,7 @@ def grpo(
         sampled = time.perf_counter()
         lr = learning_rate(step, config.steps, config.lr, config.warmup, config.schedule, config.final_lr)
         metrics = update(learner, rows_of(groups, config), config, lr, seed, step, folder)
-        done = time.perf_counter()
-        metrics |= group_metrics(groups) | counts
-        if shape := learner.policy.config.moe:
-            metrics |= balance_by(learner.policy, sampled_loads(groups, shape.experts), config.bias_rate)
-        tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
-        metrics |= {
-            "grpo/lr": lr,
-            "grpo/weight_version": float(learner.optimizer.version),
-            "grpo/rollout_tokens_per_second": tokens / (sampled - began),
-            "grpo/update_tokens_per_second": tokens / (done - sampled),
-            "grpo/seconds": done - began,
-        }
+        metrics |= after_step(learner, groups, config, "grpo", lr, began, sampled) | group_metrics(groups) | counts
         metrics |= learner.steer(config, metrics, "grpo")
         yield TrainStep(step + 1, metrics, tuple(groups))
 

@@ -28,7 +28,6 @@ from torch.nn.utils.rnn import pad_sequence
 from dunwu.data.tokenizer import Tokenizer
 from dunwu.train.advantages import group_advantages
 from dunwu.train.collect import group_metrics, reward_of, rows_of, sample_groups
-from dunwu.train.experts import balance_by, sampled_loads
 from dunwu.train.gae import gae, token_rewards, whiten
 from dunwu.train.learner import Learner
 from dunwu.train.losses import Tally, add_tallies, kl_term
@@ -38,7 +37,7 @@ from dunwu.train.pretrain import next_token_loss
 from dunwu.train.rows import MicroBatch
 from dunwu.train.stability import coefficients
 from dunwu.train.steps import TrainStep, check_finite
-from dunwu.train.update import Minibatch, check_reference, cut, optimise
+from dunwu.train.update import Minibatch, after_step, check_reference, cut, optimise
 from dunwu.train.value import Critic, explained_variance, value_loss
 from dunwu.types import Group, Sampler, Task, UsageError, derive_seed
 
@@ -86,18 +85,7 @@ def ppo(
             for peak in (config.lr, config.value_lr)
         )
         groups, metrics = update(learner, groups, config, lr, value_lr, seed, step, folder, pages)
-        done = time.perf_counter()
-        metrics |= group_metrics(groups, "ppo")
-        if shape := learner.policy.config.moe:
-            metrics |= balance_by(learner.policy, sampled_loads(groups, shape.experts), config.bias_rate)
-        tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
-        metrics |= {
-            "ppo/lr": lr,
-            "ppo/weight_version": float(learner.optimizer.version),
-            "ppo/rollout_tokens_per_second": tokens / (sampled - began),
-            "ppo/update_tokens_per_second": tokens / (done - sampled),
-            "ppo/seconds": done - began,
-        }
+        metrics |= after_step(learner, groups, config, "ppo", lr, began, sampled) | group_metrics(groups, "ppo")
         metrics |= learner.steer(config, metrics, "ppo")
         yield TrainStep(step + 1, metrics, tuple(groups))
 

@@ -9,6 +9,7 @@ Legend: N completion tokens of a micro-batch, D width.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,13 +22,14 @@ import torch
 from torch import Tensor
 
 from dunwu.train.config import PolicyConfig
+from dunwu.train.experts import balance_by, sampled_loads
 from dunwu.train.learner import Learner
 from dunwu.train.losses import Tally, add_tallies, policy_loss
 from dunwu.train.off_policy import importance_weights, sequence_mask
 from dunwu.train.rows import MicroBatch, Row, micro_batches
 from dunwu.train.stability import coefficients
 from dunwu.train.steps import check_finite
-from dunwu.types import DunwuError, derive_seed
+from dunwu.types import DunwuError, Group, derive_seed
 
 ON_POLICY_TOLERANCE = 1e-5
 MISMATCH_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -139,6 +141,36 @@ def optimise(
     if config.stability.stop_kl:
         metrics[f"{method}/updates"] = float(len(norms))
     return metrics | {f"{method}/{name}": value for name, value in figures.items()}
+
+
+def after_step(
+    learner: Learner,
+    groups: Sequence[Group],
+    config: PolicyConfig,
+    method: str,
+    lr: float,
+    began: float,
+    sampled: float,
+) -> dict[str, float]:
+    """What ends a step of any method: experts are balanced by where their tokens went; rate, version and speed as metrics.
+
+    Args:
+        method: how the names of the metrics begin.
+        began: `time.perf_counter()` before sampling.
+        sampled: and behind it; the update lies between it and this call.
+    """
+    done = time.perf_counter()
+    metrics: dict[str, float] = {}
+    if shape := learner.policy.config.moe:
+        metrics |= balance_by(learner.policy, sampled_loads(groups, shape.experts), config.bias_rate)
+    tokens = sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+    return metrics | {
+        f"{method}/lr": lr,
+        f"{method}/weight_version": float(learner.optimizer.version),
+        f"{method}/rollout_tokens_per_second": tokens / (sampled - began),
+        f"{method}/update_tokens_per_second": tokens / (done - sampled),
+        f"{method}/seconds": done - began,
+    }
 
 
 def _backward(
